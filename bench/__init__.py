@@ -1,0 +1,1 @@
+"""Speed claims, each measured beside a named peer in the same run."""

@@ -1,0 +1,1 @@
+"""The data contract, readers of published formats, quality control and corpus releases."""

@@ -1,0 +1,62 @@
+"""The `corpus` section of params.yaml. The defaults are the `tiny` profile."""
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from corpus.vocabulary import LICENSES, UNIMED_MODALITIES
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PhantomParams(_Section):
+    """How much of UniMed-mini is made. Patients are spread over the splits in proportion."""
+
+    seed: int = 7
+    image_size: int = Field(96, ge=48, le=512, description="side in pixels")
+    patients_per_modality: int = Field(30, ge=3)
+    images_per_patient: int = Field(2, ge=1)
+    val_share: float = Field(0.15, gt=0, lt=0.5)
+    test_share: float = Field(0.15, gt=0, lt=0.5)
+
+
+class QualityParams(_Section):
+    """What a record must satisfy to be kept."""
+
+    min_side: int = Field(32, ge=1, description="pixels; smaller pictures go to quarantine")
+    max_side: int = Field(512, ge=64, description="pixels; larger pictures are scaled down")
+    max_pixels: int = Field(50_000_000, ge=1, description="larger files are refused before decoding")
+    window_percentiles: tuple[float, float] = Field((0.5, 99.5), description="16-bit to 8-bit window")
+    max_text: int = Field(1024, ge=16, description="characters of a caption, question or answer")
+    languages: tuple[str, ...] = ("en",)
+    licenses: tuple[str, ...] = LICENSES
+
+
+class ShardParams(_Section):
+    """Sizes of the Parquet files."""
+
+    target_bytes: int = Field(64 * 2**20, ge=2**16)
+    row_group: int = Field(64, ge=1, description="rows; the unit of random access")
+
+
+class ExpectationParams(_Section):
+    """What a release as a whole must satisfy."""
+
+    modalities: tuple[str, ...] = Field(UNIMED_MODALITIES, description="each must be present")
+    min_per_modality: int = Field(20, ge=1, description="samples")
+    min_per_split: int = Field(20, ge=1, description="samples")
+
+
+class CorpusParams(_Section):
+    """Everything that decides what a corpus release holds."""
+
+    phantoms: PhantomParams = PhantomParams()
+    quality: QualityParams = QualityParams()
+    shards: ShardParams = ShardParams()
+    expectations: ExpectationParams = ExpectationParams()
+
+    @model_validator(mode="after")
+    def _sides_in_order(self):
+        if self.quality.min_side > self.quality.max_side:
+            raise ValueError(f"quality.min_side={self.quality.min_side} exceeds quality.max_side={self.quality.max_side}")
+        return self

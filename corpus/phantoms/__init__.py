@@ -1,0 +1,1 @@
+"""UniMed-mini: procedural phantoms of UniMed-5M's eight modalities, with exact ground truth."""

@@ -1,0 +1,82 @@
+"""Random access to the samples of a release, for training and evaluation."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from corpus.sample import Sample
+from infra.records import write_atomic
+from infra.store import ObjectStore
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a sample lies and what it is, without its pictures."""
+
+    shard: int
+    row: int
+    id: str
+    task: str
+    modality: str
+    source: str
+    split: str
+
+
+class ReleaseReader:
+    """Shards come from S3 once, are checked against their recorded hash, and stay in the cache folder."""
+
+    def __init__(self, release: dict, store: ObjectStore, cache_dir: Path):
+        self.tag = release["tag"]
+        self._paths = [_cached(shard, store, cache_dir) for shard in release["shards"]]
+        self.index = [entry for number, path in enumerate(self._paths) for entry in _index(number, path)]
+        self._group: Callable = lru_cache(maxsize=256)(self._load_group)
+
+    def load(self, position: int) -> Sample:
+        """The sample at a position of `index`."""
+        entry = self.index[position]
+        group, row = self._place(entry)
+        return self._group(entry.shard, group)[row]
+
+    def select(self, split: str, task: str) -> list[int]:
+        """Positions of a split and task."""
+        return [i for i, entry in enumerate(self.index) if entry.split == split and entry.task == task]
+
+    def _place(self, entry: Entry) -> tuple[int, int]:
+        row = entry.row
+        metadata = _metadata(self._paths[entry.shard])
+        for group in range(metadata.num_row_groups):
+            count = metadata.row_group(group).num_rows
+            if row < count:
+                return group, row
+            row -= count
+        raise IndexError(entry.row)
+
+    def _load_group(self, shard: int, group: int) -> list[Sample]:
+        rows = pq.ParquetFile(self._paths[shard]).read_row_group(group).to_pylist()
+        return [Sample.from_row(row) for row in rows]
+
+
+@lru_cache(maxsize=4096)
+def _metadata(path: Path):
+    return pq.ParquetFile(path).metadata
+
+
+def _index(number: int, path: Path) -> list[Entry]:
+    columns = ["id", "task", "modality", "source", "split"]
+    return [Entry(number, row, **fields) for row, fields in enumerate(pq.read_table(path, columns=columns).to_pylist())]
+
+
+def _cached(shard: dict, store: ObjectStore, cache_dir: Path) -> Path:
+    path = cache_dir / f"{shard['md5']}.parquet"
+    if not path.exists():
+        data = store.get(shard["key"])
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != shard["md5"]:
+            raise OSError(f"shard {shard['path']} on S3 ({shard['key']}) is damaged; `unimed data verify` checks the release, `dvc push` from a good copy mends it")
+        write_atomic(path, data)
+    return path
+
+

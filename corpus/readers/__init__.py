@@ -1,0 +1,1 @@
+"""One file a published format; each streams `Record`s and `Rejection`s."""

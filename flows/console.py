@@ -1,0 +1,52 @@
+"""How the command line speaks: progress on stderr, results on stdout, one line an error, exit codes with a meaning."""
+
+import json
+import sys
+from collections.abc import Callable
+
+import typer
+
+DONE, FAILED, USAGE, REFUSED, NO_EVIDENCE = 0, 1, 2, 3, 4
+JSON = typer.Option("--json", help="Print the result as JSON.")
+
+
+def progress(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def show(result: object, as_json: bool, human: Callable[[], str]) -> None:
+    """The result, for programs or for people."""
+    typer.echo(json.dumps(result, indent=1, default=str, ensure_ascii=False) if as_json else human())
+
+
+def fail(message: str, code: int = FAILED) -> typer.Exit:
+    typer.echo(f"unimed: {message}", err=True)
+    return typer.Exit(code)
+
+
+def table(headers: list[str], rows: list[list[object]]) -> str:
+    """A plain table with aligned columns."""
+    text = [headers, *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in text) for i in range(len(headers))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in text]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def run(app: typer.Typer) -> None:
+    """Run the app; what users can mend is told in a line, without a trace."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("unimed: interrupted; running jobs go on, the same command attaches to them again", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if not _is_known(error):
+            raise
+        typer.echo(f"unimed: {error}", err=True)
+        sys.exit(FAILED)
+
+
+def _is_known(error: Exception) -> bool:
+    """Errors of our own rooms carry their mend; OSErrors and ValueErrors of ours too."""
+    rooms = ("infra.", "corpus.", "model.", "monitoring.", "ray_jobs.", "flows.")
+    return type(error).__module__.startswith(rooms) or isinstance(error, (ConnectionError, FileNotFoundError, LookupError))

@@ -1,0 +1,83 @@
+"""Results as text for people."""
+
+from flows.console import table
+
+
+def retraining(result: dict) -> str:
+    """A retraining's summary."""
+    rows = [[s["stage"], s["how"], s["steps"], *(f"{s['last'][k]:.3f}" if k in s["last"] else "" for k in ("ce", "mse", "vae"))] for s in result["stages"]]
+    baseline, champion = result["baseline"], result["champion"] or {}
+    scores = [[name, f"{score:.3f}", *(f"{other[name]:.3f}" if name in other else "" for other in (baseline, champion))] for name, score in result["scores"].items()]
+    lines = [f"release {result['release']['tag']} ({result['release']['how']}), {result['release']['samples']} samples", ""]
+    lines += [table(["stage", "", "steps", "ce", "mse", "vae"], rows), "", table(["benchmark", "candidate", "prior", "champion"], scores), ""]
+    lines += [f"candidate {result['candidate']}: gate says {result['verdict']}" + ("" if result["promoted"] else "; not champion")]
+    lines += [f"{result['endpoint']['version']} served at {result['endpoint']['url']}/v1 ({result['endpoint']['how']})"] if result["endpoint"] else []
+    return "\n".join([*lines, f"run {result['flow_run']}"])
+
+
+def evaluation(report: dict) -> str:
+    """Benchmarks and slices."""
+    rows = []
+    for b in report["benchmarks"]:
+        rows.append([b["name"], "", f"{b['score']:.3f}", f"{b['ci'][0]:.3f} to {b['ci'][1]:.3f}", b["n"]])
+        rows += [["", s["name"], f"{s['score']:.3f}", f"{s['ci'][0]:.3f} to {s['ci'][1]:.3f}", s["n"]] for s in b["slices"]]
+    probe = report["probe"]
+    head = f"{report['subject']} on {report['release']} ({report['protocol']})\n\n"
+    return head + table(["benchmark", "slice", "score", "95 % interval", "n"], rows) + f"\n\nprobe of drawings: {probe['accuracy']:.1%} on {probe['held_out']} held-out pictures"
+
+
+def plans(found: list, hardware) -> str:
+    """The stages' plans side by side."""
+    gib = 1024**3
+    parts = [[part, f"{count:,}"] for part, count in found[0].parameters.items()]
+    lines = [f"{found[0].profile} on {hardware.gpus} GPUs of {hardware.memory_gb:g} GB, {hardware.peak_tflops:g} TFLOP/s at an MFU of {hardware.mfu:.0%}", ""]
+    lines += [table(["parameters", ""], [*parts, ["all", f"{sum(found[0].parameters.values()):,}"]]), ""]
+    names = list(found[0].memory)
+    rows = [[name, *(f"{p.memory[name] / gib:.1f}" for p in found)] for name in names]
+    rows += [["all", *(f"{p.total_memory / gib:.1f}" for p in found)], [f"fits {hardware.memory_gb:g} GB", *("yes" if p.fits else "NO" for p in found)]]
+    rows += [["trainable parameters", *(f"{p.trainable / 1e9:.2f} B" for p in found)], ["tokens a GPU and step", *(f"{p.tokens_per_gpu:,}" for p in found)]]
+    rows += [["seconds a step", *(f"{p.step_seconds:.1f}" for p in found)], ["days of the stage", *(f"{p.stage_days:.1f}" for p in found)]]
+    return "\n".join([*lines, table(["GiB a GPU", *(p.stage for p in found)], rows)])
+
+
+def release(record: dict) -> str:
+    """A release in a few lines."""
+    card = record["card"]
+    lines = [f"{record['tag']}: {record['how']}, {card['samples']} samples of {card['patients']} patients; changed: {record['changed'] or 'nothing'}"]
+    return "\n".join([*lines, f"kept aside: {card['quarantined']}" + (f" {card['reasons']}" if card["reasons"] else "")])
+
+
+def find_release(tag: str | None) -> dict:
+    """A release by tag, or the newest.
+
+    Raises:
+        LookupError: there is none.
+    """
+    from flows.release_corpus import all_releases
+    from infra.store import corpus_store
+
+    wanted = f"corpus/{tag.removeprefix('corpus/')}" if tag else None
+    found = [r for r in all_releases(corpus_store()) if wanted in (None, r["tag"])]
+    if not found:
+        raise LookupError(f"no release {tag or 'yet'}; `unimed data list` shows what there is, `unimed data release` makes one")
+    return found[-1]
+
+
+def kept_aside(name: str | None) -> dict:
+    """A source or release with its quarantine: {kind, record, quarantine, text}."""
+    from corpus import intake, shards
+    from infra.store import corpus_store
+
+    store = corpus_store()
+    source = next((s for s in intake.sources(store) if s["name"] == name), None)
+    record = source or find_release(name)
+    aside = [vars(r) for r in shards.read_quarantine(store.get(record["quarantine" if source else "quarantine_key"]))]
+    rows = [[entry["source"], entry["where"], entry["reason"], entry["detail"]] for entry in aside]
+    if source:
+        head = f"{name}: {source['records']['seen']} records seen, {source['samples']['kept']} samples kept"
+    else:
+        card = record["card"]
+        counts = [[task, modality, *(n.get(s, 0) for s in ("train", "val", "test"))] for task, found in card["counts"].items() for modality, n in found.items()]
+        head = f"{record['tag']}: {card['samples']} samples, licences {card['licenses']}\n\n" + table(["task", "modality", "train", "val", "test"], counts)
+    listed = table(["source", "where", "reason", "detail"], rows) if rows else "nothing"
+    return {"kind": "source" if source else "release", "record": record, "quarantine": aside, "text": f"{head}\n\nkept aside ({len(aside)}):\n{listed}"}

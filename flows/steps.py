@@ -1,0 +1,162 @@
+"""The steps of a retraining, each a task that can be run again at no cost."""
+
+from functools import cache
+
+from prefect import task
+from prefect.runtime import flow_run
+
+from infra.jobs import JobSpec, run_job
+from infra.records import digest, file_sha256, source_fingerprint
+from infra.registry import ModelRegistry
+from infra.settings import get_settings
+from infra.store import log_store
+from model.curriculum import StageParams
+from ray_jobs.gate import GateDecision, decide
+from ray_jobs.params import Params
+
+
+@cache
+def _code() -> str:
+    return source_fingerprint("model", "ray_jobs", "corpus")
+
+
+@task
+def bootstrap(params: Params, release: dict, force: bool, log) -> dict:
+    """Tokenizer, VAE and a fresh network."""
+    inputs = {
+        "release": release["tag"],
+        "model": params.model.model_dump(mode="json"),
+        "bootstrap": params.bootstrap.model_dump(mode="json"),
+        "threads": params.training.bootstrap_threads,
+    }
+    return _job(params, "bootstrap", "ray_jobs.bootstrap", inputs, force, log)
+
+
+@task(task_run_name="train {stage.name}")
+def train_stage(params: Params, stage: StageParams, release: dict, start: dict, force: bool, log) -> dict:
+    """One curriculum stage from the checkpoint of the one before."""
+    inputs = {
+        "release": release["tag"],
+        "start": {key: start[key] for key in ("version", "prefix", "content_hash") if key in start},
+        "stage": stage.model_dump(mode="json"),
+        "training": params.training.model_dump(mode="json"),
+    }
+    return _job(params, stage.name, "ray_jobs.train", inputs, force, log)
+
+
+def champion_checkpoint() -> dict:
+    """The champion as a starting point.
+
+    Raises:
+        LookupError: there is no champion yet.
+    """
+    champion = ModelRegistry().alias("champion")
+    if champion is None:
+        raise LookupError("there is no champion to refresh; run `unimed retrain` first")
+    return {"stage": "champion", "version": champion.version, "how": "up to date", "history": [], "scores": {}, "steps": 0}
+
+
+@task
+def register(params: Params, release: dict, stages: list[dict], reason: str) -> str:
+    """Publish the last stage's weights as an immutable version with its lineage."""
+    from ray_jobs.export import publish_version
+
+    settings, registry = get_settings(), ModelRegistry()
+    champion = registry.alias("champion")
+    lineage = {
+        "release": release["tag"],
+        "dvc_hash": release["dvc_hash"],
+        "corpus_commit": release["corpus_commit"],
+        "code": _code(),
+        "params": digest(params.model_dump(mode="json")),
+        "profile": params.profile,
+        "environment": file_sha256(settings.repo_dir / "requirements.lock"),
+        "stages": [{key: stage.get(key) for key in ("stage", "prefix", "content_hash", "version")} for stage in stages],
+        "flow_run": str(flow_run.id or ""),
+        "reason": reason,
+        "parent": champion.version if champion else None,
+    }
+    version = publish_version(stages[-1], lineage).id
+    registry.mark_candidate(version)
+    return version
+
+
+@task(task_run_name="evaluate {version}")
+def evaluate(params: Params, release: dict, version: str, log) -> dict:
+    """The evaluation report of a version on the release's test split."""
+    inputs = {"subject": version, "release": release["tag"], "evaluation": params.evaluation.model_dump(mode="json")}
+    return _job(params, "evaluate", "ray_jobs.evaluate", inputs, False, log)["report"]
+
+
+def evaluate_version(version: str, release: str | None, log) -> dict:
+    """The report of a version or alias on a release (the newest by default), outside of any flow."""
+    from flows.report import find_release
+    from ray_jobs.params import load_params
+
+    return evaluate.fn(load_params(get_settings().params_file), find_release(release), ModelRegistry().resolve(version), log)
+
+
+def champion_report(params: Params, release: dict, candidate: str, log) -> dict | None:
+    """The champion's report on the same release, or None where there is no other champion."""
+    champion = ModelRegistry().alias("champion")
+    if champion is None or champion.version == candidate:
+        return None
+    return evaluate(params, release, champion.version, log)
+
+
+@task
+def judge(params: Params, report: dict, champion: dict | None) -> GateDecision:
+    """The gate's decision, kept beside the version whatever it is."""
+    decision = decide(params.gate, report, champion)
+    ModelRegistry().add_record(decision.candidate, "gate", decision.to_json())
+    return decision
+
+
+@task
+def promote(params: Params, candidate: str, decision: GateDecision) -> bool:
+    """Make the candidate champion if the gate lets it; a person decides instead where the policy says so.
+
+    A version that was champion before and was followed by another is not brought back by repeating its
+    retraining: that is what `unimed rollback` and `unimed promote` are for.
+    """
+    registry = ModelRegistry()
+    if not registry.records(candidate, "promotion") and decision.verdict == "pass" and not params.gate.human_approval:
+        registry.promote(candidate)
+        registry.add_record(candidate, "promotion", {"verdict": decision.verdict})
+    champion = registry.alias("champion")
+    return champion is not None and champion.version == candidate
+
+
+@task(retries=1)
+def deploy(params: Params, log) -> dict | None:
+    """Let the endpoint serve the champion; None while there is none."""
+    from ray_jobs.serve.deploy import deploy as switch
+
+    champion = ModelRegistry().alias("champion")
+    return switch(champion.version, params.serving, log) if champion else None
+
+
+def summary(release, stages, candidate, report, champion, decision, promoted, endpoint) -> dict:
+    """What a caller wants to know of a run, as JSON."""
+    scores = {b["name"]: b["score"] for b in report["benchmarks"]}
+    return {
+        "release": {"tag": release["tag"], "how": release["how"], "samples": release["card"]["samples"]},
+        "stages": [{"stage": s["stage"], "how": s["how"], "steps": s["steps"], "last": s["history"][-1] if s["history"] else {}, "scores": s["scores"]} for s in stages],
+        "candidate": candidate,
+        "content_hash": ModelRegistry().get(candidate).content_hash,
+        "scores": scores,
+        "baseline": {b["name"]: b["score"] for b in report["baseline"]},
+        "champion": {b["name"]: b["score"] for b in champion["benchmarks"]} if champion else None,
+        "verdict": decision.verdict,
+        "promoted": promoted,
+        "endpoint": endpoint,
+        "contact_sheet": log_store().url(report["contact_sheet_key"]),
+        "flow_run": f"{get_settings().prefect_ui_url}/runs/flow-run/{flow_run.id}",
+    }
+
+
+def _job(params: Params, step: str, module: str, inputs: dict, force: bool, log) -> dict:
+    spec = JobSpec(step, module, inputs | {"seed": params.seed, "code": _code()})
+    outcome = run_job(spec, on_log=log, force=force)
+    log(f"{step}: {outcome.how}" + (f" in {outcome.seconds:.0f} s" if outcome.seconds else ""))
+    return outcome.result | {"how": outcome.how}

@@ -1,0 +1,178 @@
+"""Heavy steps as Ray jobs named by their step and inputs.
+
+The same step on the same inputs is the same job: run again, it attaches to the running job or returns the
+finished result. Results are small JSON records on S3, written last, so they outlive the cluster.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from infra.records import digest, utc_now
+from infra.settings import get_settings
+from infra.store import MissingObject, PreconditionFailed, log_store
+
+JOB_VARIABLE = "UNIMED_JOB_ID"
+POLL_S = 0.5
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_PREFIX = re.compile(r"^\([\w.:]+ pid=\d+\) ")
+_REPEATED = re.compile(r" \[repeated \d+x across cluster\].*$")
+_CHATTER = re.compile(r"INFO (job_manager|worker)\.py|Reporting training result|process group|PreemptionWatcher|Checkpoint successfully|\bip=|worker group|Requesting resources|Running entrypoint")
+
+
+class JobFailed(RuntimeError):
+    """A job ended without a result; carries the end of its log."""
+
+    def __init__(self, submission_id: str, message: str, log_tail: str):
+        super().__init__(f"job {submission_id} failed: {message}\n{log_tail}")
+        self.submission_id, self.log_tail = submission_id, log_tail
+
+
+class JobCancelled(RuntimeError):
+    """Somebody stopped the job."""
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to run: a `ray_jobs` module and its JSON inputs."""
+
+    step: str
+    module: str
+    inputs: dict
+
+    @cached_property
+    def submission_id(self) -> str:
+        return f"{self.step}-{digest({'module': self.module, 'inputs': self.inputs})[:12]}"
+
+
+@dataclass(frozen=True)
+class JobOutcome:
+    """A job's result, and how it was come by: "up to date", "attached" or "ran"."""
+
+    result: dict
+    how: str
+    submission_id: str
+    seconds: float
+
+
+def find_result(spec: JobSpec) -> dict | None:
+    """The stored result of this step on these inputs, or None."""
+    with suppress(MissingObject):
+        return log_store().get_json(f"jobs/{spec.submission_id}/result.json")["result"]
+    return None
+
+
+def run_job(spec: JobSpec, on_log: Callable[[str], None] = print, force: bool = False) -> JobOutcome:
+    """Return the step's result: the stored one, a running job's, or a new job's.
+
+    Raises:
+        JobFailed: the job ended without a result.
+        JobCancelled: it was stopped.
+    """
+    begun = time.perf_counter()
+    if force:
+        log_store().delete(f"jobs/{spec.submission_id}/result.json")
+    elif (result := find_result(spec)) is not None:
+        return JobOutcome(result, "up to date", spec.submission_id, 0.0)
+    client = _client()
+    attempt, how = _submit_or_attach(client, spec)
+    _follow(client, attempt, on_log)
+    return JobOutcome(_collect(client, spec, attempt), how, attempt, time.perf_counter() - begun)
+
+
+def _client():
+    settings = get_settings()
+    settings.export()
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(settings.ray_dashboard_url)
+    except ConnectionError:
+        raise ConnectionError(f"the Ray cluster at {settings.ray_dashboard_url} does not answer; start the stack with `unimed up`") from None
+
+
+def _submit_or_attach(client, spec: JobSpec) -> tuple[str, str]:
+    """The submission id of the running or the new attempt, and how it was come by.
+
+    Ray may still be writing the end of an attempt that was killed, so its id is not used again: the first
+    attempt carries the step's own id, later ones a number behind it.
+    """
+    attempts = [job for job in client.list_jobs() if (job.metadata or {}).get("job") == spec.submission_id]
+    for job in attempts:
+        if not job.status.is_terminal():
+            return job.submission_id, "attached"
+    attempt = f"{spec.submission_id}-{len(attempts) + 1}" if attempts else spec.submission_id
+    log_store().put_json(f"jobs/{spec.submission_id}/inputs.json", spec.inputs)
+    try:
+        client.submit_job(
+            entrypoint=f"{sys.executable} -m {spec.module} --job {spec.submission_id}",
+            submission_id=attempt,
+            metadata={"step": spec.step, "job": spec.submission_id},
+        )
+    except RuntimeError as error:
+        if "already exists" not in str(error):
+            raise
+        return attempt, "attached"
+    return attempt, "ran"
+
+
+def _follow(client, attempt: str, on_log: Callable[[str], None]) -> None:
+    shown = 0
+    while True:
+        ended = client.get_job_status(attempt).is_terminal()
+        text = client.get_job_logs(attempt)
+        complete = len(text) if ended else text.rfind("\n") + 1
+        for line in readable(text[shown:complete]):
+            on_log(line)
+        shown = max(shown, complete)
+        if ended:
+            return
+        time.sleep(POLL_S)
+
+
+def readable(log: str) -> list[str]:
+    """Lines of a job's log without colours, process prefixes, the framework's chatter and repetitions."""
+    plain = [_REPEATED.sub("", _PREFIX.sub("", _COLOUR.sub("", line))).rstrip() for line in log.splitlines()]
+    return [line for line, before in zip(plain, [None, *plain]) if line and line != before and not _CHATTER.search(line)]
+
+
+def _collect(client, spec: JobSpec, attempt: str) -> dict:
+    result = find_result(spec)
+    if result is not None:
+        return result
+    info = client.get_job_info(attempt)
+    if str(info.status.value) == "STOPPED":
+        raise JobCancelled(f"job {attempt} was stopped; run the command again to go on")
+    tail = "\n".join(client.get_job_logs(attempt).splitlines()[-20:])
+    raise JobFailed(attempt, info.message or str(info.status.value), tail)
+
+
+def job_id() -> str | None:
+    """The submission id inside a job, None where a step runs alone."""
+    return os.environ.get(JOB_VARIABLE)
+
+
+def entrypoint(step: Callable[[dict], dict]) -> None:
+    """Command line of a `ray_jobs` module: `--job ID` inside the cluster, `--inputs FILE` alone."""
+    parser = argparse.ArgumentParser(description=sys.modules[step.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--job", help="submission id; inputs and result are kept on S3")
+    source.add_argument("--inputs", type=Path, help="JSON file of inputs; the result is printed")
+    arguments = parser.parse_args()
+    if arguments.inputs:
+        print(json.dumps(step(json.loads(arguments.inputs.read_text())), indent=1))
+        return
+    os.environ[JOB_VARIABLE] = arguments.job
+    store, begun = log_store(), utc_now()
+    result = step(store.get_json(f"jobs/{arguments.job}/inputs.json"))
+    record = {"result": result, "started_at": begun, "finished_at": utc_now()}
+    with suppress(PreconditionFailed):
+        store.put_json(f"jobs/{arguments.job}/result.json", record, if_absent=True)

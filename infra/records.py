@@ -1,0 +1,56 @@
+"""Small JSON records that name content by hash: the hand-over between any two steps."""
+
+import hashlib
+import json
+import os
+import tempfile
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def canonical(obj: object) -> bytes:
+    """Compact JSON with sorted keys: equal objects give equal bytes."""
+    return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(obj: object) -> str:
+    """SHA-256 (hex) of the canonical JSON."""
+    return hashlib.sha256(canonical(obj)).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write beside the target, then rename over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, mode)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def write_json_atomic(path: Path, obj: object) -> None:
+    write_atomic(path, json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+
+
+def source_fingerprint(*packages: str) -> str:
+    """Hash of the Python sources of packages: a changed step is not taken for the one that ran before."""
+    sources = {}
+    for package in packages:
+        root = Path(find_spec(package).submodule_search_locations[0])
+        sources |= {f"{package}/{path.relative_to(root)}": file_sha256(path) for path in sorted(root.rglob("*.py"))}
+    return digest(sources)
+
+
+def utc_now() -> str:
+    """Now, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

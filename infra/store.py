@@ -1,0 +1,203 @@
+"""The object store: any S3, with atomic conditional writes and a time limit on every call."""
+
+import json
+import mimetypes
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from infra.settings import Settings, get_settings
+
+
+class MissingObject(KeyError):
+    """No object under this key."""
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class PreconditionFailed(RuntimeError):
+    """A conditional write lost: the object exists already, or is not the one that was read."""
+
+
+class StoreUnavailable(ConnectionError):
+    """The store does not answer or refuses the credentials."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """An object's key, size in bytes and entity tag."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectStore:
+    """One bucket."""
+
+    def __init__(self, bucket: str, settings: Settings | None = None):
+        self.bucket, self.settings = bucket, settings or get_settings()
+
+    @cached_property
+    def _client(self):
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.settings.s3_endpoint,
+            aws_access_key_id=self.settings.s3_access_key,
+            aws_secret_access_key=self.settings.s3_secret_key.get_secret_value(),
+            region_name=self.settings.s3_region,
+            config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 4, "mode": "standard"}, s3={"addressing_style": "path"}),
+        )
+
+    @contextmanager
+    def _errors(self, key: str):
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except ClientError as error:
+            raise self._translated(error.response["Error"].get("Code", ""), key) or error from None
+        except BotoCoreError as error:
+            raise StoreUnavailable(f"the object store at {self.settings.s3_endpoint} does not answer ({type(error).__name__}); start the stack with `unimed up`") from None
+
+    def _translated(self, code: str, key: str) -> Exception | None:
+        if code in ("NoSuchKey", "404", "NotFound"):
+            return MissingObject(f"no object {key!r} in bucket {self.bucket!r}")
+        if code in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
+            return PreconditionFailed(f"{key!r} in bucket {self.bucket!r} was written by somebody else")
+        if code in ("AccessDenied", "403", "SignatureDoesNotMatch", "InvalidAccessKeyId", "NoSuchBucket"):
+            return StoreUnavailable(f"the object store at {self.settings.s3_endpoint} refuses bucket {self.bucket!r} ({code}); check UNIMED_S3_* or run `unimed up`")
+        return None
+
+    def create_bucket(self) -> None:
+        """Create the bucket where it does not exist."""
+        from botocore.exceptions import ClientError
+
+        with self._errors(self.bucket):
+            try:
+                self._client.create_bucket(Bucket=self.bucket)
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in ("BucketAlreadyExists", "BucketAlreadyOwnedByYou"):
+                    raise
+
+    def get(self, key: str) -> bytes:
+        return self.get_with_etag(key)[0]
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+        with self._errors(key):
+            answer = self._client.get_object(Bucket=self.bucket, Key=key)
+            return answer["Body"].read(), answer["ETag"]
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False, if_match: str | None = None) -> str:
+        """Write an object whole; returns its etag.
+
+        Raises:
+            PreconditionFailed: `if_absent` and the key exists, or `if_match` is not its etag.
+        """
+        condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match else {}
+        with self._errors(key):
+            # Browsers that follow a link want to know what they get.
+            kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
+            return self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=kind, **condition)["ETag"]
+
+    def get_json(self, key: str) -> dict:
+        return json.loads(self.get(key))
+
+    def put_json(self, key: str, obj: object, **condition) -> str:
+        return self.put(key, json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False).encode(), **condition)
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._errors(key):
+                self._client.head_object(Bucket=self.bucket, Key=key)
+            return True
+        except MissingObject:
+            return False
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects under a prefix, in key order."""
+        with self._errors(prefix):
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
+                for entry in page.get("Contents", ()):
+                    yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"])
+
+    def delete(self, key: str) -> None:
+        with self._errors(key):
+            self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    def delete_dir(self, prefix: str) -> None:
+        """Delete every object under `prefix`; there need not be any."""
+        for entry in list(self.list(prefix)):
+            self.delete(entry.key)
+
+    def upload_file(self, path: Path, key: str) -> None:
+        with self._errors(key):
+            self._client.upload_file(str(path), self.bucket, key)
+
+    def download_file(self, key: str, path: Path) -> None:
+        """Download beside the target, then rename: the path never holds half an object."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            with self._errors(key):
+                self._client.download_file(self.bucket, key, name)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+
+    def upload_dir(self, folder: Path, prefix: str) -> None:
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                self.upload_file(path, f"{prefix}/{path.relative_to(folder).as_posix()}")
+
+    def download_dir(self, prefix: str, folder: Path) -> None:
+        """Raises MissingObject when nothing lies under the prefix."""
+        found = list(self.list(f"{prefix}/"))
+        if not found:
+            raise MissingObject(f"nothing under {prefix!r} in bucket {self.bucket!r}")
+        for entry in found:
+            self.download_file(entry.key, Path(folder) / entry.key.removeprefix(f"{prefix}/"))
+
+    def url(self, key: str, hours: int = 168) -> str:
+        """A link that opens the object in a browser for some hours (S3 allows a week at most)."""
+        return self._client.generate_presigned_url("get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=hours * 3600)
+
+
+def corpus_store() -> ObjectStore:
+    return ObjectStore(get_settings().bucket_corpus)
+
+
+def model_store() -> ObjectStore:
+    return ObjectStore(get_settings().bucket_models)
+
+
+def log_store() -> ObjectStore:
+    return ObjectStore(get_settings().bucket_logs)
+
+
+def arrow_filesystem():
+    """The same store for Ray Train and Parquet; paths begin with the bucket."""
+    from pyarrow.fs import S3FileSystem
+
+    settings = get_settings()
+    scheme, _, address = settings.s3_endpoint.partition("://")
+    return S3FileSystem(
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        region=settings.s3_region,
+        endpoint_override=address,
+        scheme=scheme,
+        connect_timeout=5,
+        request_timeout=60,
+    )

@@ -1,0 +1,67 @@
+"""Scores of short answers, and confidence intervals."""
+
+import re
+from math import sqrt
+
+import numpy as np
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = re.compile(r"[^\w\s%.\-]|(?<!\d)\.|\.(?!\d)")
+
+_OPTION_NOISE = re.compile(r"[.()\[\],:;!*#{}]")
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, punctuation and articles stripped, blanks collapsed: the field's VQA convention."""
+    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text.casefold())).split())
+
+
+def exact_match(answer: str, truth: str) -> bool:
+    """Equal after normalisation."""
+    return normalise_answer(answer) == normalise_answer(truth)
+
+
+def token_f1(answer: str, truth: str) -> float:
+    """Harmonic mean of token precision and recall after normalisation."""
+    given, wanted = normalise_answer(answer).split(), normalise_answer(truth).split()
+    common = sum(min(given.count(token), wanted.count(token)) for token in set(given))
+    return 2 * common / (len(given) + len(wanted)) if common else 0.0
+
+
+def option_match(answer: str, options: dict[str, str]) -> str | None:
+    """The letter of the chosen option, or None: VLMEvalKit's rules without a judge.
+
+    One option letter standing alone among the answer's last words; else "answer is X"; else the one option
+    whose text the answer holds, unless the answer is over twice as long as all options together.
+
+    Args:
+        options: letter to text.
+    """
+    words = _OPTION_NOISE.sub(" ", answer).split()
+    letters = [word for word in words if word in options]
+    if len(set(letters)) == 1 and (letters[0] in words[-4:] or len(words) <= 4):
+        return letters[0]
+    said = re.search(r"answer is:?\s*\(?([A-Z])\b", answer, re.IGNORECASE)
+    if said and said[1].upper() in options:
+        return said[1].upper()
+    if len(answer) > 2 * sum(map(len, options.values())):
+        return None
+    held = [letter for letter, text in options.items() if text and normalise_answer(text) in normalise_answer(answer)]
+    return held[0] if len(held) == 1 else None
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson score); (0, 1) without data."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_interval(values: np.ndarray, z: float = 1.96) -> tuple[float, float]:
+    """Normal 95 % interval of a mean."""
+    values = np.asarray(values, dtype=np.float64)
+    half = z * values.std(ddof=1) / sqrt(len(values)) if len(values) > 1 else float("inf")
+    return float(values.mean() - half), float(values.mean() + half)

@@ -1,0 +1,136 @@
+"""The published checkpoint folder: JSON configs, `ema.safetensors`, `ae.safetensors`, tokenizer files."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.tokenizer import TextTokenizer
+from model.weights import CheckpointError, Weights
+
+if TYPE_CHECKING:
+    from model.unimedvl import UniMedVL
+
+WEIGHTS, VAE_WEIGHTS = "ema.safetensors", "ae.safetensors"
+# The published loader's names, then the Hugging Face ones; the first that is there is read.
+WEIGHT_NAMES = (WEIGHTS, "ema_bf16.safetensors", "ema.safetensors.index.json", "model.safetensors.index.json", "model.safetensors")
+# Fixed tables: computed anew where a folder lacks them or was made for another table size.
+TABLES = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")
+
+
+def network_state(model: "UniMedVL") -> dict[str, Tensor]:
+    """Tensors of the main weights file, by published name."""
+    return {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("vae.")}
+
+
+def save_checkpoint(model: "UniMedVL", folder: Path) -> None:
+    """Write the folder; equal weights give equal bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.save(folder)
+    save_file({k: v.contiguous() for k, v in network_state(model).items()}, folder / WEIGHTS)
+    save_file({k: v.contiguous() for k, v in model.vae.state_dict().items()}, folder / VAE_WEIGHTS)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder)
+
+
+def load_checkpoint(folder: Path, device: str = "cpu") -> "UniMedVL":
+    """The network with the folder's tensors; on the `meta` device its shapes alone, checked against the files."""
+    model = empty_network(folder)
+    weights, vae = open_weights(folder)
+    check_keys(model, weights, vae)
+    if device == "meta":
+        return model
+    fill(model, weights, ignore=("vae.",))
+    fill(model.vae, vae)
+    restore_tables(model)
+    _fit_vocabulary(model)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def empty_network(folder: Path) -> "UniMedVL":
+    """The folder's network on the meta device: no memory, real shapes; with its tokenizer."""
+    from model.unimedvl import UniMedVL
+
+    config, tokenizer = _read_config(folder), TextTokenizer.from_folder(folder)
+    if tokenizer is not None:
+        # Ids are the tokenizer's own: the published folder does not repeat them.
+        config = config.model_copy(update={"special_tokens": tokenizer.special_tokens})
+    with torch.device("meta"):
+        model = UniMedVL(config)
+    model.tokenizer = tokenizer
+    return model
+
+
+def open_weights(folder: Path) -> tuple[Weights, Weights]:
+    """The main and the VAE's tensors, unread."""
+    main = Weights.open(folder, WEIGHT_NAMES)
+    return main, Weights.open(folder, (VAE_WEIGHTS,), prefix="module.")
+
+
+def check_keys(model: "UniMedVL", weights: Weights, vae: Weights) -> None:
+    """Every tensor there, none left over, all of the right shape.
+
+    Raises:
+        CheckpointError: naming file, key and shape.
+    """
+    main = {key: tuple(tensor.shape) for key, tensor in network_state(model).items()}
+    _compare(main, weights, optional=TABLES)
+    _compare({key: tuple(tensor.shape) for key, tensor in model.vae.state_dict().items()}, vae)
+
+
+def fill(module: nn.Module, weights: Weights, ignore: tuple[str, ...] = ()) -> None:
+    """Give a meta module its tensors one by one, as they are stored; tables of another size stay empty."""
+    for key, empty in list(module.state_dict().items()):
+        if not key.startswith(ignore) and weights.shapes.get(key) == tuple(empty.shape):
+            module.load_state_dict({key: weights.read(key)}, strict=False, assign=True)
+
+
+def restore_tables(model: "UniMedVL") -> None:
+    """Compute the position tables that the files did not bring."""
+    from model.positions import sincos_table
+
+    like = model.language_model.model.embed_tokens.weight
+    for table, side in ((model.latent_pos_embed, model.config.max_latent_size), (model.vit_pos_embed, model.config.vit_max_num_patch_per_side)):
+        if table.pos_embed.is_meta:
+            table.pos_embed = nn.Parameter(sincos_table(side, model.config.llm.hidden_size).to(like.dtype), requires_grad=False)
+
+
+def _fit_vocabulary(model: "UniMedVL") -> None:
+    """Rows for special tokens that had to be added to the tokenizer: the mean of the others, as a start."""
+    needed, llm = max(model.config.special_tokens.model_dump().values()) + 1, model.language_model
+    missing = needed - model.config.llm.vocab_size
+    if missing <= 0:
+        return
+    for part in (llm.model.embed_tokens, llm.lm_head):
+        rows = part.weight.mean(dim=0, keepdim=True).expand(missing, -1)
+        part.weight = nn.Parameter(torch.cat([part.weight, rows]))
+    llm.model.embed_tokens.num_embeddings = llm.lm_head.out_features = needed
+    model.config = model.config.model_copy(update={"llm": model.config.llm.model_copy(update={"vocab_size": needed})})
+
+
+def _read_config(folder: Path) -> ModelConfig:
+    try:
+        return ModelConfig.load(folder)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error.filename} is missing: not a UniMedVL checkpoint folder") from None
+    except (ValidationError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: the configuration is not valid: {error}") from error
+
+
+def _compare(wanted: dict[str, tuple[int, ...]], weights: Weights, optional: Iterable[str] = ()) -> None:
+    found, free = weights.shapes, set(optional)
+    problems = [f"missing {key} {list(wanted[key])}" for key in wanted.keys() - found.keys() - free]
+    problems += [f"unexpected {key} {list(found[key])}" for key in found.keys() - wanted.keys()]
+    problems += [
+        f"{key} has shape {list(found[key])}, the configuration needs {list(wanted[key])}"
+        for key in (wanted.keys() & found.keys()) - free
+        if wanted[key] != found[key]
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5])
+        raise CheckpointError(f"{weights.path}: {shown}" + (f" and {len(problems) - 5} more" if len(problems) > 5 else ""))

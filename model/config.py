@@ -1,0 +1,241 @@
+"""Sizes of every part of UniMedVL, as the published checkpoint folder records them.
+
+`llm_config.json` and `vit_config.json` are the published files (SPEC of BAGEL/UniMedVL: Qwen2 and
+SigLIP configurations). What that folder leaves to code, `unimedvl_config.json` carries here.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+EXTRA_FILE = "unimedvl_config.json"
+# The same, as fixtures made with the reference code name it.
+REFERENCE_FILE = "tiny_extra_config.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _PublishedPart(_Part):
+    """A file of the published folder: keys that change nothing here are kept and written back."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class LLMConfig(_PublishedPart):
+    """The Qwen2 decoder whose every layer carries two experts."""
+
+    vocab_size: int = 512
+    hidden_size: int = 192
+    intermediate_size: int = 512
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 6
+    num_key_value_heads: int = 2
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 4096
+    initializer_range: float = 0.02
+    hidden_act: Literal["silu"] = "silu"
+    tie_word_embeddings: Literal[False] = False
+    rope_scaling: None = None
+    use_sliding_window: Literal[False] = False
+    model_type: Literal["qwen2"] = "qwen2"
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @model_validator(mode="after")
+    def _divisible(self):
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError("hidden_size must be an even multiple of num_attention_heads")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
+        return self
+
+
+class ViTConfig(_PublishedPart):
+    """SigLIP NaViT. `num_hidden_layers` is the published count; the network uses one layer fewer."""
+
+    hidden_size: int = 128
+    intermediate_size: int = 384
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    patch_size: int = 14
+    image_size: int = 112
+    num_channels: int = 3
+    layer_norm_eps: float = 1e-6
+    hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
+    model_type: Literal["siglip_vision_model"] = "siglip_vision_model"
+
+    @property
+    def layers_used(self) -> int:
+        return self.num_hidden_layers - 1
+
+
+class VAEConfig(_Part):
+    """The FLUX autoencoder. Latents are `scale_factor * (z - shift_factor)`."""
+
+    ch: int = 8
+    ch_mult: tuple[int, ...] = (1, 2, 4, 8)
+    num_res_blocks: int = 1
+    z_channels: int = 4
+    norm_groups: int = 4
+    in_channels: int = 3
+    out_ch: int = 3
+    scale_factor: float = 1.0
+    shift_factor: float = 0.0
+
+    @property
+    def downsample(self) -> int:
+        return 2 ** (len(self.ch_mult) - 1)
+
+
+class ResizeRule(_Part):
+    """Longest and shortest side in pixels, the stride both are rounded to, and the pixel budget."""
+
+    max_size: int
+    min_size: int
+    stride: int
+    max_pixels: int = 14 * 14 * 9 * 1024
+
+
+class ImageConfig(_Part):
+    """How pictures enter (ViT, VAE) and leave (`draw_size` px) the network."""
+
+    vit: ResizeRule = ResizeRule(max_size=70, min_size=70, stride=14)
+    vae: ResizeRule = ResizeRule(max_size=64, min_size=64, stride=16)
+    draw_size: int = 64
+
+
+class SamplingConfig(_Part):
+    """Defaults of image sampling. Drawing is guided as published; `tiny` edits better with less guidance, in fewer steps."""
+
+    steps: int = Field(25, ge=2)
+    timestep_shift: float = Field(3.0, gt=0)
+    text_guidance: float = 4.0
+    edit_text_guidance: float = 1.5
+    edit_image_guidance: float = 1.0
+    draw_interval: tuple[float, float] = (0.4, 1.0)
+
+
+class SpecialTokens(_Part):
+    """Ids of the four tokens that frame texts and images."""
+
+    bos_token_id: int = 0
+    eos_token_id: int = 1
+    start_of_image: int = 2
+    end_of_image: int = 3
+
+
+class ModelConfig(BaseModel):
+    """Everything that fixes the shapes of a UniMedVL. The defaults are the `tiny` profile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "tiny"
+    llm: LLMConfig = LLMConfig()
+    vit: ViTConfig = ViTConfig()
+    vae: VAEConfig = VAEConfig()
+    image: ImageConfig = ImageConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    special_tokens: SpecialTokens = SpecialTokens()
+    latent_patch_size: int = 2
+    max_latent_size: int = 8
+    vit_max_num_patch_per_side: int = 8
+    timestep_shift: float = Field(2.0, gt=0)
+
+    @property
+    def latent_stride(self) -> int:
+        """Image pixels a latent token covers along one side."""
+        return self.vae.downsample * self.latent_patch_size
+
+    @property
+    def latent_dim(self) -> int:
+        return self.vae.z_channels * self.latent_patch_size**2
+
+    @model_validator(mode="after")
+    def _tables_cover_images(self):
+        checks = (
+            ("image.vit.max_size", self.image.vit.max_size, self.vit.patch_size, self.vit_max_num_patch_per_side),
+            ("image.vae.max_size", self.image.vae.max_size, self.latent_stride, self.max_latent_size),
+            ("image.draw_size", self.image.draw_size, self.latent_stride, self.max_latent_size),
+        )
+        for key, side, stride, table in checks:
+            if side // stride > table:
+                raise ValueError(f"{key}={side} needs {side // stride} positions a side; its table has {table}")
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write the three JSON files of the checkpoint folder."""
+        extra = self.model_dump(mode="json", exclude={"llm", "vit"})
+        files = {
+            "llm_config.json": self.llm.model_dump(mode="json"),
+            "vit_config.json": self.vit.model_dump(mode="json"),
+            EXTRA_FILE: extra,
+        }
+        for name, content in files.items():
+            (Path(folder) / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "ModelConfig":
+        """Read a checkpoint folder's configuration; absent extras take the published 14B values."""
+        folder = Path(folder)
+        parts = {"llm": _read(folder / "llm_config.json"), "vit": _read(folder / "vit_config.json")}
+        if (folder / EXTRA_FILE).exists():
+            return cls(**parts, **_read(folder / EXTRA_FILE))
+        if (folder / REFERENCE_FILE).exists():
+            return cls(**parts, **_reference_extras(_read(folder / REFERENCE_FILE), parts["vit"]["patch_size"]))
+        return cls(**parts, **PUBLISHED_EXTRAS)
+
+
+PUBLISHED_SAMPLING = {"steps": 50, "edit_text_guidance": 4.0, "edit_image_guidance": 2.0}
+# What BAGEL's and UniMedVL's own code sets after reading the published JSON files.
+PUBLISHED_EXTRAS = {
+    "name": "unimedvl-14b",
+    "vae": {"ch": 128, "ch_mult": (1, 2, 4, 4), "num_res_blocks": 2, "z_channels": 16, "norm_groups": 32, "scale_factor": 0.3611, "shift_factor": 0.1159},
+    "image": {
+        "vit": {"max_size": 980, "min_size": 378, "stride": 14, "max_pixels": 2_007_040},
+        "vae": {"max_size": 1024, "min_size": 512, "stride": 16},
+        "draw_size": 1024,
+    },
+    "sampling": PUBLISHED_SAMPLING,
+    "special_tokens": {"bos_token_id": 151644, "eos_token_id": 151645, "start_of_image": 151652, "end_of_image": 151653},
+    "max_latent_size": 64,
+    "timestep_shift": 1.0,
+    "vit_max_num_patch_per_side": 70,
+}
+
+
+# What the published networks are built with, and the only thing this one can be.
+_FIXED = {"connector_act": "gelu_pytorch_tanh", "interpolate_pos": False, "vit_select_layer": -2, "vit_rope": False, "qk_norm": True, "layer_module": "Qwen2MoTDecoderLayer"}
+
+
+def _reference_extras(written: dict, vit_patch: int) -> dict:
+    """Extras from the reference's own words (`bagel`, `ae`, `special_tokens`), with the largest pictures its tables hold."""
+    bagel, ae = written["bagel"], written["ae"]
+    for key, value in _FIXED.items():
+        if bagel.get(key, value) != value:
+            raise ValueError(f"{REFERENCE_FILE}: {key}={bagel[key]!r}, but this network has {value!r} built in")
+    vit_side = bagel["vit_max_num_patch_per_side"] * vit_patch
+    stride = 2 ** (len(ae["ch_mult"]) - 1) * bagel["latent_patch_size"]
+    vae_side = bagel["max_latent_size"] * stride
+    return {
+        "name": "reference",
+        "vae": {key: ae[key] for key in VAEConfig.model_fields if key in ae} | {"norm_groups": 32},
+        "image": {
+            "vit": {"max_size": vit_side, "min_size": min(378, vit_side // 2), "stride": vit_patch},
+            "vae": {"max_size": vae_side, "min_size": min(512, vae_side // 2), "stride": stride},
+            "draw_size": vae_side,
+        },
+        "sampling": PUBLISHED_SAMPLING,
+        "special_tokens": written["special_tokens"],
+        **{key: bagel[key] for key in ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", "timestep_shift")},
+    }
+
+
+def _read(path: Path) -> dict:
+    return json.loads(path.read_text())

@@ -1,0 +1,139 @@
+"""The mixture-of-transformers decoder: Qwen2 layers with two experts, routed by token type.
+
+Text and ViT tokens use the understanding weights, latent tokens the generation weights (`*_moe_gen`).
+Tokens are ordered by expert throughout (understanding first), so routing is a split, never a gather.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.attention import KVCache, Layout, attend
+from model.config import LLMConfig
+from model.norm import RMSNorm
+from model.positions import apply_rotary, rotary
+from model.products import project, side_by_side
+
+
+def by_expert(x: Tensor, layout: Layout, und: Callable, gen: Callable):
+    """`und` of the first `n_und` tokens and `gen` of the others, in one tensor again; or in several, if they give several."""
+    if layout.n_und == x.shape[0]:
+        return _held(und(x), layout)
+    first, second = x.split([layout.n_und, x.shape[0] - layout.n_und])
+    understood, generated = _held(und(first), layout), gen(second)
+    if isinstance(generated, Tensor):
+        return torch.cat([understood, generated])
+    return [torch.cat(pair) for pair in zip(understood, generated)]
+
+
+def _held(found, layout: Layout):
+    """Results of the understanding expert, cut from their past where it is frozen."""
+    if not layout.freeze_und:
+        return found
+    return found.detach() if isinstance(found, Tensor) else [x.detach() for x in found]
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        width, d = config.hidden_size, config.head_dim
+        self.d = d
+        for suffix in ("", "_moe_gen"):
+            self.add_module(f"q_proj{suffix}", nn.Linear(width, config.num_attention_heads * d))
+            self.add_module(f"k_proj{suffix}", nn.Linear(width, config.num_key_value_heads * d))
+            self.add_module(f"v_proj{suffix}", nn.Linear(width, config.num_key_value_heads * d))
+            self.add_module(f"o_proj{suffix}", nn.Linear(config.num_attention_heads * d, width, bias=False))
+            self.add_module(f"q_norm{suffix}", RMSNorm(d, config.rms_norm_eps))
+            self.add_module(f"k_norm{suffix}", RMSNorm(d, config.rms_norm_eps))
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layout: Layout, **cache) -> Tensor:
+        q, k, v = (y.unflatten(-1, (-1, self.d)) for y in by_expert(x, layout, self._qkv, partial(self._qkv, suffix="_moe_gen")))
+        q, k = (apply_rotary(self._expert(y, layout, name), *angles) for y, name in ((q, "q_norm"), (k, "k_norm")))
+        return self._expert(attend(q, k, v, layout, **cache), layout, "o_proj")
+
+    def _qkv(self, x: Tensor, suffix: str = "") -> Sequence[Tensor]:
+        return project(x, *(self._modules[name + suffix] for name in ("q_proj", "k_proj", "v_proj")))
+
+    def _expert(self, x: Tensor, layout: Layout, name: str) -> Tensor:
+        return by_expert(x, layout, self._modules[name], self._modules[name + "_moe_gen"])
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.self_attn = _Attention(config)
+        for suffix in ("", "_moe_gen"):
+            self.add_module(f"mlp{suffix}", _MLP(config))
+            self.add_module(f"input_layernorm{suffix}", RMSNorm(config.hidden_size, config.rms_norm_eps))
+            self.add_module(f"post_attention_layernorm{suffix}", RMSNorm(config.hidden_size, config.rms_norm_eps))
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layout: Layout, **cache) -> Tensor:
+        x = x + self.self_attn(by_expert(x, layout, self.input_layernorm, self.input_layernorm_moe_gen), angles, layout, **cache)
+        h = by_expert(x, layout, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
+        return x + by_expert(h, layout, self.mlp, self.mlp_moe_gen)
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.checkpointing = False
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, position_ids: Tensor, layout: Layout, cache: KVCache | None = None, start: int = 0) -> Tensor:
+        angles = rotary(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
+        for index, layer in enumerate(self.layers):
+            if self.checkpointing and self.training:
+                x = checkpoint(layer, x, angles, layout, use_reentrant=False)
+            else:
+                x = layer(x, angles, layout, cache=cache, layer=index, start=start)
+        return by_expert(x, layout, self.norm, self.norm_moe_gen)
+
+
+class LanguageModel(nn.Module):
+    """Hidden states [N, hidden] in expert order through all layers; `lm_head` turns them into logits."""
+
+    def __init__(self, config: LLMConfig):
+        super().__init__()
+        self.model = _Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor, layout: Layout, cache: KVCache | None = None, start: int = 0) -> Tensor:
+        return self.model(x, position_ids, layout, cache, start)
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        """As `nn.Module.train`; before inference, weights of products with one input are laid side by side."""
+        if not mode:
+            for layer in self.model.layers:
+                for suffix in ("", "_moe_gen"):
+                    attention, mlp = layer.self_attn, layer.get_submodule("mlp" + suffix)
+                    side_by_side(*(attention.get_submodule(name + suffix) for name in ("q_proj", "k_proj", "v_proj")))
+                    side_by_side(mlp.gate_proj, mlp.up_proj)
+        return super().train(mode)
+
+    def copy_understanding_to_generation(self) -> None:
+        """Start every generation expert as its understanding twin (BAGEL's `copy_init_moe`)."""
+        state = self.state_dict()
+        with torch.no_grad():
+            for key, tensor in state.items():
+                if "_moe_gen" in key:
+                    tensor.copy_(state[key.replace("_moe_gen", "")])

@@ -1,0 +1,58 @@
+"""Scores of pictures: against a true one (PSNR, SSIM), as a set (Fréchet distance), against words (CLIP-style)."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from PIL.Image import Image
+
+
+class ImageEncoder(Protocol):
+    """Pictures to feature vectors [n, d]: Inception for FID, a CLIP for its score, or the network's own `embed`."""
+
+    def __call__(self, pictures: Sequence[Image]) -> np.ndarray: ...
+
+
+class TextEncoder(Protocol):
+    """Texts to vectors [n, d] of the same space as an image encoder's."""
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 pictures of one shape; 100 for equal ones."""
+    error = np.mean((picture.astype(np.float64) - truth.astype(np.float64)) ** 2)
+    return 100.0 if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def ssim(picture: np.ndarray, truth: np.ndarray) -> float:
+    """Structural similarity of two uint8 RGB pictures (scikit-image)."""
+    from skimage.metrics import structural_similarity
+
+    return float(structural_similarity(picture, truth, channel_axis=-1, data_range=255))
+
+
+def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
+    """Distance of the Gaussians of two feature sets [n, d] and [m, d] (Heusel et al. 2017); FID with Inception's features.
+
+    Raises:
+        ValueError: a set has fewer than two members, or the widths differ.
+    """
+    if min(len(features), len(others)) < 2 or features.shape[1] != others.shape[1]:
+        raise ValueError(f"needs two or more vectors of one width in both sets, got {features.shape} and {others.shape}")
+    a, b = (np.asarray(x, dtype=np.float64) for x in (features, others))
+    covariance, other_covariance = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
+    # Trace of the root of a product of two covariances: its eigenvalues are real and not negative.
+    roots = np.sqrt(np.linalg.eigvals(covariance @ other_covariance).real.clip(min=0))
+    return float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + np.trace(covariance + other_covariance) - 2 * roots.sum())
+
+
+def frechet_image_distance(pictures: Sequence[Image], truths: Sequence[Image], encoder: ImageEncoder) -> float:
+    """Fréchet distance of two sets of pictures in an encoder's space."""
+    return frechet_distance(encoder(pictures), encoder(truths))
+
+
+def clip_score(pictures: Sequence[Image], texts: Sequence[str], images: ImageEncoder, words: TextEncoder) -> float:
+    """Mean cosine of each picture with its own text, in [-1, 1] (the BioMedCLIP score with BiomedCLIP's encoders)."""
+    a, b = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12) for vectors in (images(pictures), words(texts)))
+    return float((a * b).sum(axis=1).mean())

@@ -1,0 +1,167 @@
+"""Asking the network: chat (text out) and draw (image out), one or many at a time."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from model import denoise, generate
+from model.packing import Item, TextItem, VAEItem, ViTItem, item_cost, pack
+from model.preprocess import resize, to_image, to_tensor
+
+Parts = Sequence[str | Image]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A decoded text, its tokens' log-probabilities and the token counts."""
+
+    text: str
+    logprobs: list[float]
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step of a streamed answer: new text (may be empty), log-probability, and at the end the reason."""
+
+    text: str
+    logprob: float
+    finish_reason: Literal["stop", "length"] | None
+
+
+class InferenceMixin:
+    """The public verbs of `UniMedVL`. Conversations are lists of texts and PIL images, in order."""
+
+    def chat(self, parts: Parts, *, max_new_tokens: int = 48, temperature: float = 0.0, seed: int = 0) -> Answer:
+        """Answer one conversation; greedy at temperature 0."""
+        return self.chat_batch([parts], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]
+
+    def chat_batch(self, conversations: Sequence[Parts], *, max_new_tokens: int = 48, temperature: float = 0.0, seed: int = 0) -> list[Answer]:
+        """Answer several conversations in one batch; each is independent of the others."""
+        context = self._understanding_context(conversations, max_new_tokens)
+        prompt_tokens = context.lengths.tolist()
+        eos = self.config.special_tokens.eos_token_id
+        ids, logprobs, finished = [[] for _ in conversations], [[] for _ in conversations], [False] * len(conversations)
+        for tokens, scores in generate.decode(self, context, max_new_tokens, temperature, seed):
+            for row, (token, score) in enumerate(zip(tokens, scores)):
+                if not finished[row]:
+                    logprobs[row].append(score)
+                    finished[row] = token == eos
+                    ids[row].extend([] if finished[row] else [token])
+            if all(finished):
+                break
+        return [
+            Answer(self.tokenizer.decode(i), p, n, len(p), "stop" if done else "length")
+            for i, p, n, done in zip(ids, logprobs, prompt_tokens, finished)
+        ]
+
+    def stream_chat(self, parts: Parts, *, max_new_tokens: int = 48, temperature: float = 0.0, seed: int = 0) -> Iterator[Chunk]:
+        """The same answer as `chat`, token by token."""
+        context = self._understanding_context([parts], max_new_tokens)
+        ids, shown = [], ""
+        for (token,), (score,) in generate.decode(self, context, max_new_tokens, temperature, seed):
+            if token == self.config.special_tokens.eos_token_id:
+                # Whatever was held back as half a character is now final.
+                yield Chunk(self.tokenizer.decode(ids)[len(shown) :], score, "stop")
+                return
+            ids.append(token)
+            text = self.tokenizer.decode(ids)
+            last = len(ids) == max_new_tokens
+            held = "" if text.endswith("\ufffd") and not last else text[len(shown) :]
+            shown += held
+            yield Chunk(held, score, "length" if last else None)
+
+    def count_tokens(self, parts: Parts) -> int:
+        """Sequence tokens the conversation takes before the answer."""
+        return sum(item_cost(self._understanding_item(part), self.config) for part in parts)
+
+    def draw(self, parts: Parts | str, *, seed: int = 0, **options) -> Image:
+        """One image from a prompt, or from images and an instruction; options as in `draw_batch`."""
+        return self.draw_batch([[parts] if isinstance(parts, str) else parts], seeds=[seed], **options)[0]
+
+    @torch.inference_mode()
+    def draw_batch(
+        self,
+        conversations: Sequence[Parts],
+        *,
+        seeds: Sequence[int] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        image_guidance: float | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> list[Image]:
+        """Images for several conversations. Each depends on its own seed and parts alone.
+
+        `size` is (width, height) in px; by default the size of the first input image, else `draw_size`.
+        Sizes are rounded down to the latent stride, and conversations of one call share a size.
+        """
+        contexts = [self._generation_items(parts) for parts in conversations]
+        rows, columns = self._latent_grid(contexts, size)
+        settings = denoise.settings(self.config.sampling, has_images=_has_image(contexts[0]), steps=steps, text=guidance, image=image_guidance)
+        noise = torch.stack([self._noise(rows * columns, s) for s in (seeds or range(len(contexts)))])
+        tokens = denoise.sample(self, contexts, noise, (rows, columns), settings)
+        return [to_image(pixels) for pixels in self.vae.decode(denoise.to_latent(self, tokens, (rows, columns)))]
+
+    @torch.inference_mode()
+    def embed(self, images: Sequence[Image]) -> np.ndarray:
+        """Mean connector output of each image, float32 [n, hidden]: the model's own view of it."""
+        packed = pack([[self._vit_item(image)] for image in images], self.config)
+        features = self.connector(self.vit_model(packed.vit_patches, packed.vit_position_ids, packed.vit_lengths))
+        return torch.stack([f.mean(dim=0) for f in features.split(packed.vit_lengths)]).float().numpy()
+
+    def _understanding_context(self, conversations: Sequence[Parts], room: int) -> generate.Context:
+        items = [[self._understanding_item(part) for part in parts] for parts in conversations]
+        return generate.prefill(self, items, room)
+
+    def _generation_items(self, parts: Parts) -> list[Item]:
+        items = []
+        for part in parts:
+            if isinstance(part, str):
+                items.append(self._text_item(part))
+            else:
+                canvas = resize(part, self.config.image.vae)
+                items += [self.vae_item(canvas), self._vit_item(canvas)]
+        return items
+
+    def vae_item(self, image: Image) -> VAEItem:
+        """An image as a clean latent condition."""
+        return VAEItem(self.encode_images([resize(image, self.config.image.vae)])[0])
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image]) -> list[Tensor]:
+        """Normalised latents (z, h, w) of RGB pictures of one size: the posterior's mean."""
+        return list(self.vae.encode(torch.stack([to_tensor(image) for image in images])))
+
+    def _understanding_item(self, part: str | Image) -> Item:
+        return self._text_item(part) if isinstance(part, str) else self._vit_item(part)
+
+    def _text_item(self, text: str) -> TextItem:
+        return TextItem(self.tokenizer.encode(text))
+
+    def _vit_item(self, image: Image) -> ViTItem:
+        return ViTItem(to_tensor(resize(image, self.config.image.vit)))
+
+    def _noise(self, tokens: int, seed: int) -> Tensor:
+        return torch.randn(tokens, self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
+
+    def _latent_grid(self, contexts: list[list[Item]], size: tuple[int, int] | None) -> tuple[int, int]:
+        patch = self.config.latent_patch_size
+        if size is not None:
+            width, height = (side // self.config.latent_stride for side in size)
+            return height, width
+        latent = next((item.latent for item in contexts[0] if isinstance(item, VAEItem)), None)
+        if latent is not None:
+            return latent.shape[1] // patch, latent.shape[2] // patch
+        side = self.config.image.draw_size // self.config.latent_stride
+        return side, side
+
+
+def _has_image(items: list[Item]) -> bool:
+    return any(isinstance(item, VAEItem) for item in items)

@@ -1,0 +1,222 @@
+"""Packing: several samples, each a list of texts and images, become one 1-D sequence.
+
+Framing, positions and attention modes follow the published BAGEL/UniMedVL packer: a text split is
+`bos + ids + eos` (causal); an image split is `<|vision_start|> + tokens + <|vision_end|>`, attended
+in full, and hidden from everything outside it while it is noised.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.positions import grid_ids
+from model.vae import latent_to_tokens
+from model.vit import patchify
+
+CLEAN = float("-inf")  # the timestep draw of an image that is context, not target
+
+
+@dataclass(frozen=True)
+class TextItem:
+    """One text turn. With `loss`, its tokens and the closing eos are predicted."""
+
+    ids: list[int]
+    loss: bool = False
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class ViTItem:
+    """An image for understanding: pixels (3, H, W) in [-1, 1], sides multiples of the ViT patch."""
+
+    pixels: Tensor
+    dropped: bool = False
+
+
+@dataclass(frozen=True)
+class VAEItem:
+    """An image for generation: normalised latent (z, h, w). `draw` ~ N(0, 1) sets the noise level of a target."""
+
+    latent: Tensor
+    draw: float = CLEAN
+    dropped: bool = False
+
+    @property
+    def loss(self) -> bool:
+        return self.draw != CLEAN
+
+
+Item = TextItem | ViTItem | VAEItem
+Mode = Literal["causal", "full", "noise"]
+
+
+@dataclass
+class PackedSequence:
+    """One packed batch of N tokens; `*_indexes` are places in the sequence.
+
+    `latents` [M, latent_dim] are clean; `timestep_draws` [M] are raw normal draws, `-inf` for context.
+    `rope_ends` is the rotary counter after each sample, where generation continues.
+    """
+
+    text_ids: Tensor
+    text_indexes: Tensor
+    vit_patches: Tensor
+    vit_indexes: Tensor
+    vit_position_ids: Tensor
+    vit_lengths: list[int]
+    latents: Tensor
+    latent_indexes: Tensor
+    latent_position_ids: Tensor
+    timestep_draws: Tensor
+    position_ids: Tensor
+    ce_indexes: Tensor
+    ce_labels: Tensor
+    ce_weights: Tensor
+    sample_lens: list[int]
+    split_lens: list[int]
+    attn_modes: list[Mode]
+    rope_ends: list[int]
+
+    @property
+    def length(self) -> int:
+        return len(self.position_ids)
+
+
+def length_weight(length: int) -> float:
+    """Weight of each token of a text of `length` loss tokens, where losses are reweighted by length."""
+    return length**-0.5 if length else 0.0
+
+
+def item_cost(item: Item, config: ModelConfig) -> int:
+    """Sequence tokens an item takes, special tokens included."""
+    if isinstance(item, TextItem):
+        return len(item.ids) + 2
+    if isinstance(item, ViTItem):
+        return item.pixels.shape[1] * item.pixels.shape[2] // config.vit.patch_size**2 + 2
+    return item.latent.shape[1] * item.latent.shape[2] // config.latent_patch_size**2 + 2
+
+
+@dataclass
+class _Packer:
+    config: ModelConfig
+    text_ids: list[int] = field(default_factory=list)
+    text_indexes: list[int] = field(default_factory=list)
+    vit_patches: list[Tensor] = field(default_factory=list)
+    vit_indexes: list[int] = field(default_factory=list)
+    vit_position_ids: list[Tensor] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+    latent_indexes: list[int] = field(default_factory=list)
+    latent_position_ids: list[Tensor] = field(default_factory=list)
+    timestep_draws: list[float] = field(default_factory=list)
+    position_ids: list[int] = field(default_factory=list)
+    ce_indexes: list[int] = field(default_factory=list)
+    ce_labels: list[int] = field(default_factory=list)
+    ce_weights: list[float] = field(default_factory=list)
+    sample_lens: list[int] = field(default_factory=list)
+    split_lens: list[int] = field(default_factory=list)
+    attn_modes: list[Mode] = field(default_factory=list)
+    rope_ends: list[int] = field(default_factory=list)
+    rope: int = 0
+
+    def add_sample(self, items: list[Item]) -> None:
+        start, self.rope = len(self.position_ids), 0
+        for item in items:
+            self._add_item(item)
+        self.sample_lens.append(len(self.position_ids) - start)
+        self.rope_ends.append(self.rope)
+
+    def _add_item(self, item: Item) -> None:
+        if isinstance(item, TextItem):
+            if not item.dropped:
+                self._add_text(item)
+            return
+        if not item.dropped:
+            self._add_image(item)
+        # A noised image lends its rotary id to what follows; context images, dropped ones too, use one up.
+        self.rope += 0 if isinstance(item, VAEItem) and item.loss else 1
+
+    def _add_text(self, item: TextItem) -> None:
+        special = self.config.special_tokens
+        tokens = [special.bos_token_id, *item.ids, special.eos_token_id]
+        start = len(self.position_ids)
+        self._add_text_tokens(tokens)
+        self.position_ids.extend(range(self.rope, self.rope + len(tokens)))
+        self.rope += len(tokens)
+        if item.loss:
+            self.ce_indexes.extend(range(start, start + len(tokens) - 1))
+            self.ce_labels.extend(tokens[1:])
+            self.ce_weights.extend([length_weight(len(tokens) - 1)] * (len(tokens) - 1))
+        self._close_split(start, "causal")
+
+    def _add_text_tokens(self, tokens: list[int]) -> None:
+        start = len(self.position_ids)
+        self.text_ids.extend(tokens)
+        self.text_indexes.extend(range(start, start + len(tokens)))
+
+    def _add_image(self, item: ViTItem | VAEItem) -> None:
+        start, special = len(self.position_ids), self.config.special_tokens
+        self._add_text_tokens([special.start_of_image])
+        count = self._add_vit(item, start + 1) if isinstance(item, ViTItem) else self._add_latent(item, start + 1)
+        self.text_ids.append(special.end_of_image)
+        self.text_indexes.append(start + 1 + count)
+        self.position_ids.extend([self.rope] * (count + 2))
+        self._close_split(start, "noise" if isinstance(item, VAEItem) and item.loss else "full")
+
+    def _add_vit(self, item: ViTItem, start: int) -> int:
+        patch = self.config.vit.patch_size
+        patches = patchify(item.pixels, patch)
+        rows, columns = item.pixels.shape[1] // patch, item.pixels.shape[2] // patch
+        self.vit_patches.append(patches)
+        self.vit_position_ids.append(grid_ids(rows, columns, self.config.vit_max_num_patch_per_side))
+        self.vit_indexes.extend(range(start, start + len(patches)))
+        return len(patches)
+
+    def _add_latent(self, item: VAEItem, start: int) -> int:
+        patch = self.config.latent_patch_size
+        tokens = latent_to_tokens(item.latent, patch)
+        rows, columns = item.latent.shape[1] // patch, item.latent.shape[2] // patch
+        self.latents.append(tokens)
+        self.latent_position_ids.append(grid_ids(rows, columns, self.config.max_latent_size))
+        self.latent_indexes.extend(range(start, start + len(tokens)))
+        self.timestep_draws.extend([item.draw] * len(tokens))
+        return len(tokens)
+
+    def _close_split(self, start: int, mode: Mode) -> None:
+        self.split_lens.append(len(self.position_ids) - start)
+        self.attn_modes.append(mode)
+
+
+def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
+    """Pack samples one behind another into a single sequence."""
+    packer = _Packer(config)
+    for items in samples:
+        packer.add_sample(items)
+    patch_width = config.vit.num_channels * config.vit.patch_size**2
+    long = torch.long
+    return PackedSequence(
+        text_ids=torch.tensor(packer.text_ids, dtype=long),
+        text_indexes=torch.tensor(packer.text_indexes, dtype=long),
+        vit_patches=torch.cat(packer.vit_patches) if packer.vit_patches else torch.zeros(0, patch_width),
+        vit_indexes=torch.tensor(packer.vit_indexes, dtype=long),
+        vit_position_ids=_cat_ids(packer.vit_position_ids),
+        vit_lengths=[len(p) for p in packer.vit_patches],
+        latents=torch.cat(packer.latents) if packer.latents else torch.zeros(0, config.latent_dim),
+        latent_indexes=torch.tensor(packer.latent_indexes, dtype=long),
+        latent_position_ids=_cat_ids(packer.latent_position_ids),
+        timestep_draws=torch.tensor(packer.timestep_draws),
+        position_ids=torch.tensor(packer.position_ids, dtype=long),
+        ce_indexes=torch.tensor(packer.ce_indexes, dtype=long),
+        ce_labels=torch.tensor(packer.ce_labels, dtype=long),
+        ce_weights=torch.tensor(packer.ce_weights),
+        sample_lens=packer.sample_lens,
+        split_lens=packer.split_lens,
+        attn_modes=packer.attn_modes,
+        rope_ends=packer.rope_ends,
+    )
+
+
+def _cat_ids(ids: list[Tensor]) -> Tensor:
+    return torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long)

@@ -1,0 +1,76 @@
+"""How the network is spread over processes: FSDP2 units, precision, activation checkpointing, sharded loading.
+
+Weights, gradients, optimiser state and the running average stay sharded throughout: no process ever holds
+the whole network.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from model.checkpoint import TABLES, check_keys, empty_network, open_weights
+from model.positions import sincos_table
+from model.unimedvl import UniMedVL
+from model.weights import Weights
+
+
+def units(model: UniMedVL) -> list[nn.Module]:
+    """Modules that are gathered one at a time; embeddings, head and the small parts go with the root."""
+    return [*model.vit_model.vision_model.encoder.layers, model.connector, *model.language_model.model.layers]
+
+
+def checkpoint_activations(model: UniMedVL, on: bool = True) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again."""
+    model.language_model.model.checkpointing = model.vit_model.vision_model.encoder.checkpointing = on
+
+
+def shard(model: UniMedVL, mesh: DeviceMesh, compute_dtype: torch.dtype | None = torch.bfloat16) -> UniMedVL:
+    """Shard the trained parts in place over a one-dimensional mesh (two dimensions: replicate, shard).
+
+    Parameters stay as they are (float32 masters); layers compute in `compute_dtype` and reduce gradients in
+    float32. The VAE is small and frozen: every process has it whole.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
+    for unit in units(model):
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    return fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=set(model.vae.parameters()))
+
+
+def load_sharded(folder: str | Path, mesh: DeviceMesh, compute_dtype: torch.dtype | None = torch.bfloat16) -> UniMedVL:
+    """A checkpoint folder as a sharded network, read tensor by tensor.
+
+    Raises:
+        CheckpointError: as `UniMedVL.from_pretrained`.
+    """
+    folder = Path(folder)
+    model = empty_network(folder)
+    weights, vae = open_weights(folder)
+    check_keys(model, weights, vae)
+    shard(model.float(), mesh, compute_dtype)
+    model.to_empty(device=mesh.device_type)
+    for key, tensor in model.state_dict().items():
+        _fill(tensor, _stored(model, key, weights, vae))
+    return model
+
+
+@torch.no_grad()
+def _fill(place: torch.Tensor, full: torch.Tensor) -> None:
+    if isinstance(place, DTensor):
+        # Every process reads the same file, so each cuts out its own part and nothing is sent.
+        mine = distribute_tensor(full.to(place.device, place.dtype), place.device_mesh, place.placements, src_data_rank=None)
+        place.to_local().copy_(mine.to_local())
+    else:
+        place.copy_(full)
+
+
+def _stored(model: UniMedVL, key: str, weights: Weights, vae: Weights) -> torch.Tensor:
+    if key.startswith("vae."):
+        return vae.read(key.removeprefix("vae."))
+    shape = tuple(model.get_parameter(key).shape)
+    if key in TABLES and weights.shapes.get(key) != shape:
+        return sincos_table(round(shape[0] ** 0.5), shape[1])
+    return weights.read(key)

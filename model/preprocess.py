@@ -1,0 +1,53 @@
+"""Pictures in and out of the network: the published resize rule, pixel scaling, and back."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.config import ResizeRule
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any 8-bit picture as RGB; transparency is composited on white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def target_size(width: int, height: int, rule: ResizeRule, images: int = 1) -> tuple[int, int]:
+    """(width, height) after the published rule for a picture among `images` of one sample."""
+    scale = min(rule.max_size / max(width, height), 1.0)
+    scale = max(scale, rule.min_size / min(width, height))
+    w, h = _scaled(width, height, scale, rule.stride)
+    if w * h > rule.max_pixels / images:
+        # A ratio of areas used as a ratio of lengths: the published code's arithmetic, kept for parity.
+        w, h = _scaled(w, h, rule.max_pixels / images / (w * h), rule.stride)
+    if max(w, h) > rule.max_size:
+        w, h = _scaled(w, h, rule.max_size / max(w, h), rule.stride)
+    return w, h
+
+
+def _scaled(width: int, height: int, scale: float, stride: int) -> tuple[int, int]:
+    return tuple(max(stride, round(round(side * scale) / stride) * stride) for side in (width, height))
+
+
+def resize(image: Image.Image, rule: ResizeRule, images: int = 1) -> Image.Image:
+    """The picture as RGB in its target size (bicubic)."""
+    image = to_rgb(image)
+    size = target_size(*image.size, rule, images)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture to (3, H, W) float32 in [-1, 1]."""
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
+    return (pixels.permute(2, 0, 1) - 0.5) / 0.5
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """(3, H, W) around [-1, 1] to an RGB picture."""
+    bounded = (pixels * 0.5 + 0.5).clamp(0, 1) * 255
+    return Image.fromarray(bounded.permute(1, 2, 0).to(torch.uint8).cpu().numpy())

@@ -1,0 +1,45 @@
+"""Scores of long texts against references: BLEU, ROUGE and METEOR, by the packages of the field."""
+
+from collections.abc import Sequence
+
+
+def bleu(reports: Sequence[str], references: Sequence[str], n: int = 4) -> float:
+    """Corpus BLEU with uniform weights up to n-grams, in [0, 1] (NLTK, its smoothing method 1)."""
+    from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
+
+    pairs = [([_words(truth)], _words(report)) for report, truth in zip(reports, references, strict=True)]
+    return float(corpus_bleu([truth for truth, _ in pairs], [found for _, found in pairs], [1 / n] * n, SmoothingFunction().method1))
+
+
+def rouge(reports: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L with stemming (rouge-score), each in [0, 1]."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    scores = [scorer.score(truth, report) for report, truth in zip(reports, references, strict=True)]
+    return {kind: sum(score[kind].fmeasure for score in scores) / max(len(scores), 1) for kind in kinds}
+
+
+def meteor(reports: Sequence[str], references: Sequence[str]) -> float:
+    """Mean METEOR in [0, 1] with exact and stem matches (NLTK).
+
+    Synonyms need WordNet, which is not in any package index; scores are a little below those that use it.
+    """
+    from nltk.translate.meteor_score import single_meteor_score
+
+    scores = [single_meteor_score(_words(truth), _words(report), wordnet=_NoSynonyms()) for report, truth in zip(reports, references, strict=True)]
+    return float(sum(scores) / max(len(scores), 1))
+
+
+class _NoSynonyms:
+    """Stands where NLTK looks up WordNet."""
+
+    def synsets(self, word: str) -> list:
+        return []
+
+
+def _words(text: str) -> list[str]:
+    import re
+
+    return re.findall(r"\w+|[^\w\s]", text.lower())

@@ -1,0 +1,84 @@
+"""Tensors in safetensors files, opened without reading them: one file or several with an index."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder cannot be loaded; the message names file, key and shape."""
+
+
+class Weights:
+    """Tensors by key, read one at a time: a process never holds more of the files than it asks for."""
+
+    def __init__(self, path: Path, files: Sequence[Path], prefix: str = ""):
+        self.path, self._prefix = path, prefix
+        self._files = [_open(file) for file in files]
+
+    @classmethod
+    def open(cls, folder: Path, names: Sequence[str], prefix: str = "") -> "Weights":
+        """The first of `names` that the folder has; keys may carry `prefix`, which is taken off.
+
+        Raises:
+            CheckpointError: none is there, or one is damaged or no safetensors file.
+        """
+        path = next((folder / name for name in names if (folder / name).exists()), None)
+        if path is None:
+            pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
+            hint = f"; {pickles[0]} is a pickle, which is never read: convert it to safetensors where it was made" if pickles else ""
+            raise CheckpointError(f"{folder / names[0]} is missing{hint}")
+        if path.suffix == ".json":
+            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+            return cls(path, [folder / Path(name).name for name in shards], prefix)
+        return cls(path, [path], prefix)
+
+    @cached_property
+    def _place(self) -> dict[str, tuple[int, str]]:
+        """Public key to (file, key in it)."""
+        return {key.removeprefix(self._prefix): (number, key) for number, file in enumerate(self._files) for key in file.keys()}
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor."""
+        return {key: tuple(self._files[number].get_slice(inner).get_shape()) for key, (number, inner) in self._place.items()}
+
+    def read(self, key: str) -> Tensor:
+        """The whole tensor."""
+        number, inner = self._place[key]
+        return self._files[number].get_tensor(inner)
+
+
+def _open(path: Path):
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing")
+    try:
+        # Not mapped into memory: a file may be larger than this machine, and may be replaced while it is open.
+        return safe_open(path, framework="pt", backend="pread")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} {_damage(path)} ({error})") from error
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a file that would not open; the tensor that is cut off, where one is."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        if start.startswith((b"PK", b"\x80")):
+            return "is a pickle, which is never read: convert it to safetensors where it was made"
+        size, length = path.stat().st_size, int.from_bytes(start, "little")
+        if len(start) == 8 and 8 + length <= size:
+            try:
+                header = json.loads(file.read(length))
+                cut = [(e["data_offsets"][1], key, e["shape"]) for key, e in header.items() if key != "__metadata__" and 8 + length + e["data_offsets"][1] > size]
+                if cut:
+                    _, key, shape = min(cut)
+                    return f"is not a whole safetensors file: it ends inside {key} {shape}; fetch it again"
+            except (ValueError, KeyError, TypeError):
+                pass
+    return "is not a whole safetensors file; fetch it again"

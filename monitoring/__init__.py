@@ -1,0 +1,1 @@
+"""Request log, reference windows, drift detection and metrics."""

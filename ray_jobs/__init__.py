@@ -1,0 +1,1 @@
+"""Work that needs the cluster, one job a file or folder."""

@@ -1,0 +1,64 @@
+"""Corpus work by hand: `python -m ray_jobs.ingest release` builds the release that dvc.yaml names.
+
+The flow runs the same command in its own clone of the repository.
+"""
+
+import argparse
+from pathlib import Path
+
+from corpus import intake, release
+from infra.settings import get_settings
+from infra.store import corpus_store
+from ray_jobs.params import load_params
+
+
+def build_release(sources: Path, out: Path, params_file: Path) -> dict:
+    """Build the release of `sources` into `out`; returns its card."""
+    params = load_params(params_file)
+    return release.build(release.read_sources(sources), out, params.corpus, corpus_store(), salt())
+
+
+def add_source(path: Path, name: str | None = None, on_progress=lambda seen: None) -> dict:
+    """Take a folder with records.jsonl in; returns the source's record."""
+    settings = get_settings()
+    params = load_params(settings.params_file)
+    folder = path.resolve()
+    label = name or (folder.name if folder.is_dir() else folder.parent.name)
+    return intake.add(path, label.lower().replace(" ", "-"), params.corpus, corpus_store(), salt(), on_progress)
+
+
+def salt() -> bytes:
+    """The key of patient hashes.
+
+    Raises:
+        ValueError: none is set.
+    """
+    value = get_settings().patient_salt.get_secret_value()
+    if not value:
+        raise ValueError("UNIMED_PATIENT_SALT is not set: patients cannot be told apart without telling who they are; `unimed up` makes one")
+    return value.encode()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(required=True, dest="verb")
+    adding = verbs.add_parser("add", help="take a source in")
+    adding.add_argument("path", type=Path)
+    adding.add_argument("--name")
+    releasing = verbs.add_parser("release", help="build data/release from sources.yaml")
+    releasing.add_argument("--sources", type=Path, default=Path("sources.yaml"))
+    releasing.add_argument("--out", type=Path, default=Path("data/release"))
+    releasing.add_argument("--params", type=Path, default=Path("params.yaml"))
+    arguments = parser.parse_args()
+    if arguments.verb == "add":
+        print(add_source(arguments.path, arguments.name))
+    else:
+        try:
+            card = build_release(arguments.sources, arguments.out, arguments.params)
+        except ValueError as error:
+            raise SystemExit(f"release refused: {error}") from None
+        print(f"{card['samples']} samples of {card['patients']} patients in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

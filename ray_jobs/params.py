@@ -1,0 +1,86 @@
+"""params.yaml as one typed value: each room's section, checked before anything starts."""
+
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from corpus.params import CorpusParams
+from model.config import ModelConfig
+from model.curriculum import BootstrapParams, StageParams, TrainingParams
+from monitoring.params import DriftParams
+from ray_jobs.evaluate_params import EvaluationParams
+from ray_jobs.gate import GatePolicy
+from ray_jobs.serve.params import ServingParams
+
+
+class ParamsError(ValueError):
+    """The parameter file is not valid; the message names key, value and what is allowed."""
+
+
+class Params(BaseModel):
+    """A profile. The curriculum must be given; the other sections default to `tiny`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: str = "tiny"
+    seed: int = 7
+    corpus: CorpusParams = CorpusParams()
+    model: ModelConfig = ModelConfig()
+    bootstrap: BootstrapParams = BootstrapParams()
+    curriculum: tuple[StageParams, ...] = Field(min_length=1)
+    training: TrainingParams = TrainingParams()
+    evaluation: EvaluationParams = EvaluationParams()
+    gate: GatePolicy = GatePolicy()
+    serving: ServingParams = ServingParams()
+    drift: DriftParams = DriftParams()
+
+    @model_validator(mode="after")
+    def _stage_names_differ(self):
+        names = [stage.name for stage in self.curriculum]
+        if len(set(names)) != len(names):
+            raise ValueError(f"curriculum: stage names repeat: {names}")
+        return self
+
+    def shortened(self, share: float) -> "Params":
+        """The same with a share of the bootstrap's and every stage's steps, for a quick look.
+
+        Raises:
+            ValueError: share is not in (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise ValueError(f"a share of the steps is above 0 and at most 1, not {share}")
+        bootstrap = self.bootstrap.model_copy(update={"vae_steps": max(1, round(self.bootstrap.vae_steps * share))})
+        curriculum = tuple(stage.model_copy(update={"steps": max(1, round(stage.steps * share))}) for stage in self.curriculum)
+        return self.model_copy(update={"bootstrap": bootstrap, "curriculum": curriculum})
+
+
+def find_profile(name: str) -> Path:
+    """The file of a profile: `infra/profiles/<name>.yaml`, the root's params.yaml for `tiny`, or a path.
+
+    Raises:
+        ParamsError: there is none of that name.
+    """
+    root = Path(__file__).resolve().parent.parent
+    known = {"tiny": root / "params.yaml"} | {path.stem: path for path in sorted((root / "infra" / "profiles").glob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise ParamsError(f"no profile {name!r}; there are {', '.join(sorted(known))}, or name a file")
+    return path
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a parameter file.
+
+    Raises:
+        ParamsError: it is missing, no YAML, or has an unknown or invalid key.
+    """
+    try:
+        return Params.model_validate(yaml.safe_load(Path(path).read_text()) or {})
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; UNIMED_PARAMS_FILE names the profile to use") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    except ValidationError as error:
+        told = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()[:5])
+        raise ParamsError(f"{path}: {told}") from None

@@ -1,0 +1,85 @@
+"""Samples become packed items: which view of an image, which turns, what is dropped for guidance.
+
+Plans follow the released UniMedVL loaders: a picture to be understood may lose its ViT view and a
+prompt to draw may lose its text; editing samples never lose a condition.
+"""
+
+import io
+import random
+from collections.abc import Callable
+from functools import lru_cache
+
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import pad
+
+from corpus.sample import Part, Sample
+from model import UniMedVL
+from model.curriculum import StageParams
+from model.packing import Item, TextItem, VAEItem, ViTItem
+from model.preprocess import resize, to_tensor
+
+
+class Planner:
+    """Turns samples into items for one network, and remembers decoded pictures by content."""
+
+    def __init__(self, model: UniMedVL, stage: StageParams, cached_images: int = 8192):
+        self.stage, self.config = stage, model.config
+        self._encode = model.encode_images
+        self._ids = lru_cache(maxsize=None)(model.tokenizer.encode)
+        self._pixels = _by_content(self._load_pixels, cached_images)
+        self._latent = _by_content(self._load_latent, cached_images)
+
+    def plan(self, sample: Sample, rng: random.Random) -> list[Item]:
+        """Items of one draw of a sample; `rng` decides turns, dropout and noise level."""
+        if sample.task == "understanding":
+            return self._understanding(sample, rng)
+        drop_text = sample.task == "generation" and rng.random() < self.stage.dropout.text
+        return [item for part in sample.parts for item in self._items(sample, part, rng, drop_text)]
+
+    def _understanding(self, sample: Sample, rng: random.Random) -> list[Item]:
+        drop = rng.random() < self.stage.dropout.vit
+        images = [ViTItem(self._shifted(self._pixels(sample.images[p.image]), rng), drop) for p in sample.parts if p.kind == "image"]
+        texts = [p for p in sample.parts if p.kind == "text"]
+        turns = list(zip(texts[::2], texts[1::2]))
+        chosen = rng.sample(turns, min(len(turns), self.stage.max_turns))
+        return images + [item for q, a in chosen for item in (TextItem(self._ids(q.text)), TextItem(self._ids(a.text), loss=True))]
+
+    def _items(self, sample: Sample, part: Part, rng: random.Random, drop_text: bool) -> list[Item]:
+        target = part.role == "target"
+        if part.kind == "text":
+            return [TextItem(self._ids(part.text), loss=target, dropped=drop_text and not target)]
+        image = sample.images[part.image]
+        if target:
+            return [VAEItem(self._latent(image), draw=rng.gauss(0, 1))]
+        items = [VAEItem(self._latent(image))] if "vae" in part.views else []
+        return items + ([ViTItem(self._pixels(image))] if "vit" in part.views else [])
+
+    def _shifted(self, pixels: Tensor, rng: random.Random) -> Tensor:
+        """The picture moved a little, its edge pixels repeated."""
+        most = self.stage.shift_pixels
+        if not most:
+            return pixels
+        height, width = pixels.shape[1:]
+        top, left = rng.randint(0, 2 * most), rng.randint(0, 2 * most)
+        return pad(pixels[None], (most,) * 4, mode="replicate")[0, :, top : top + height, left : left + width]
+
+    def _load_pixels(self, data: bytes) -> Tensor:
+        return to_tensor(resize(Image.open(io.BytesIO(data)), self.config.image.vit))
+
+    def _load_latent(self, data: bytes) -> Tensor:
+        return self._encode([resize(Image.open(io.BytesIO(data)), self.config.image.vae)])[0]
+
+
+def _by_content(load: Callable[[bytes], Tensor], size: int) -> Callable:
+    """Cache `load` by the image's hash rather than by its bytes."""
+    held: dict[str, Tensor] = {}
+
+    def get(image) -> Tensor:
+        if image.sha256 not in held:
+            if len(held) >= size:
+                held.pop(next(iter(held)))
+            held[image.sha256] = load(image.data)
+        return held[image.sha256]
+
+    return get

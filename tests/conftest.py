@@ -1,0 +1,58 @@
+"""One running stack for the whole suite, in a state folder of its own; nothing outlives the session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("UNIMED_SHARED_DATA") or REPO.parent / "shared" / "data")
+
+
+def pytest_sessionstart(session):
+    """Tests never see the state, profile or credentials of the machine they run on."""
+    for name in [name for name in os.environ if name.startswith(("UNIMED_", "PREFECT_", "RAY_", "AWS_"))]:
+        if name != "AWS_CA_BUNDLE":
+            del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def state_dir(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+def s3(state_dir):
+    """Settings with a real object store behind them."""
+    from infra.settings import get_settings
+    from infra.stack import Stack
+
+    os.environ["UNIMED_STATE_DIR"] = str(state_dir)
+    os.environ["UNIMED_PARAMS_FILE"] = str(REPO / "tests" / "params.yaml")
+    get_settings.cache_clear()
+    stack = Stack()
+    try:
+        stack.up(services=["s3"])
+        get_settings().export()
+        yield get_settings()
+    finally:
+        Stack().down()
+
+
+@pytest.fixture(scope="session")
+def stack(s3):
+    """The whole stack: S3, Prefect, Ray and the worker."""
+    from infra.settings import get_settings
+    from infra.stack import Stack
+
+    running = Stack()
+    running.up()
+    get_settings().export()
+    return running
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared medical images at {SHARED} (UNIMED_SHARED_DATA names another place)")
+    return SHARED

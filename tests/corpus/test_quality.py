@@ -1,0 +1,150 @@
+"""Bad data: kept aside or converted as a user would expect, each with its reason, and nothing lost."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corpus import intake, shards
+from corpus.params import CorpusParams
+from infra.store import corpus_store
+
+GOOD = {"modality": "CT", "license": "CC0-1.0", "split": "train", "caption": "CT image of the abdomen."}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, s3):
+    """A folder in which almost everything is wrong, taken in: (record, kept samples, reasons by id)."""
+    root = tmp_path_factory.mktemp("messy")
+    rng = np.random.default_rng(0)
+
+    def picture(name, mode="L", size=(64, 64), **options):
+        noise = rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        image = Image.fromarray(noise).convert(mode) if mode != "I;16" else Image.fromarray((noise[..., 0].astype(np.uint16) * 200))
+        image.save(root / name, **options)
+        return name
+
+    whole = picture("whole.png")
+    (root / "corrupt.jpg").write_bytes((root / picture("full.jpg")).read_bytes()[:700])
+    (root / "text.png").write_text("not a picture")
+    shutil.copy(root / whole, root / "copy.png")
+    (root.parent / "outside.png").write_bytes((root / whole).read_bytes())
+    (root / "link.png").symlink_to(root.parent / "outside.png")
+    rotated = Image.fromarray(rng.integers(0, 255, (40, 80), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "Jane Doe"
+    rotated.save(root / "rotated.jpg", exif=exif)
+    records = [
+        {"id": "good", "image": whole, **GOOD, "qa": [{"question": "How many?", "answer": 2, "answer_type": "CLOSED "}]},
+        {"id": "corrupt", "image": "corrupt.jpg", **GOOD},
+        {"id": "no-picture", "image": "text.png", **GOOD},
+        {"id": "missing", "image": "absent.png", **GOOD},
+        {"id": "outside", "image": "../outside.png", **GOOD},
+        {"id": "absolute", "image": "/etc/hostname", **GOOD},
+        {"id": "link", "image": "link.png", **GOOD},
+        {"id": "unlicensed", "image": picture("u.png"), **GOOD, "license": ""},
+        {"id": "secret-licence", "image": picture("s.png"), **GOOD, "license": "all rights reserved"},
+        {"id": "odd", "image": picture("o.png"), **GOOD, "modality": "Telepathy"},
+        {"id": "silent", "image": picture("q.png"), **GOOD, "caption": "NULL"},
+        {"id": "tiny", "image": picture("small.png", size=(20, 20)), **GOOD},
+        {"id": "double", "image": "copy.png", **GOOD, "split": "test"},
+        {"id": "sixteen", "image": picture("16.png", "I;16"), **GOOD},
+        {"id": "cmyk", "image": picture("cmyk.jpg", "CMYK"), **GOOD},
+        {"id": "palette", "image": picture("p.png", "P"), **GOOD},
+        {"id": "bit", "image": picture("b.png", "1"), **GOOD},
+        {"id": "alpha", "image": picture("a.png", "RGBA"), **GOOD},
+        {"id": "rotated", "image": "rotated.jpg", **GOOD},
+        {"id": "pair-1", "image": picture("g1.png"), **GOOD, "group": "one person"},
+        {"id": "pair-2", "image": picture("g2.png"), **GOOD, "group": "one person", "split": "test"},
+        {"id": "good-again", "image": picture("ga.png"), **GOOD, "modality": "ct scan", "license": "cc0-1.0"},
+        {"id": "good-again", "image": picture("gb.png"), **GOOD},
+    ]
+    lines = [json.dumps(r) for r in records] + ["{not json", '"a string"', json.dumps({"id": "no image"}), ""]
+    (root / "records.jsonl").write_bytes("\n".join(lines).encode() + b"\n{\"id\": \"\xb0\", \"image\": \"whole.png\"}\n")
+    record = intake.add(root, "messy", CorpusParams(), corpus_store(), b"salt")
+    store = corpus_store()
+    kept = [sample for shard in record["shards"] for sample in shards.unpack(store.get(shard["key"]))]
+    aside = shards.read_quarantine(store.get(record["quarantine"]))
+    return root, record, {sample.record.split("/")[1]: sample for sample in kept}, aside
+
+
+def reason(aside, where):
+    return next(r.reason for r in aside if where in r.where)
+
+
+@pytest.mark.parametrize(
+    "where, expected",
+    [
+        ("corrupt.jpg", "unreadable-image"),
+        ("text.png", "unreadable-image"),
+        ("absent.png", "missing-image"),
+        ("outside.png", "path-outside-folder"),
+        ("hostname", "path-outside-folder"),
+        ("link.png", "path-outside-folder"),
+        ("u.png", "no-licence"),
+        ("s.png", "licence-not-allowed"),
+        ("o.png", "unknown-modality"),
+        ("q.png", "no-text"),
+        ("small.png", "too-small"),
+        ("messy/good#g", "duplicate"),
+        ("messy/pair-1", "split-leakage"),
+        ("messy/good-again", "duplicate-id"),
+        ("records.jsonl:24", "malformed-record"),
+        ("records.jsonl:25", "malformed-record"),
+        ("records.jsonl:26", "malformed-record"),
+    ],
+)
+def test_kept_aside_with_its_reason(source, where, expected):
+    assert reason(source[3], where) == expected
+
+
+@pytest.mark.parametrize("name, mode", [("sixteen", "L"), ("cmyk", "RGB"), ("palette", "RGB"), ("bit", "L"), ("alpha", "RGB"), ("good-again", "L")])
+def test_converted(source, name, mode):
+    sample = source[2][name]
+    assert sample.images[0].open().mode == mode
+    assert sample.modality == "CT" and sample.license == "CC0-1.0"
+
+
+def test_sixteen_bits_keep_their_contrast(source):
+    pixels = np.asarray(source[2]["sixteen"].images[0].open())
+    assert pixels.min() < 5 and pixels.max() > 250
+
+
+def test_exif_is_applied_and_stripped(source):
+    image = source[2]["rotated"].images[0]
+    assert (image.width, image.height) == (40, 80)
+    assert b"Jane" not in image.data and not image.open().getexif()
+
+
+def test_the_copy_in_the_test_split_is_the_one_kept(source):
+    assert source[2]["double"].split == "test" and source[2]["pair-2"].split == "test"
+
+
+def test_nothing_is_lost(source):
+    record, aside = source[1], source[3]
+    assert record["records"]["seen"] == record["records"]["kept"] + record["records"]["quarantined"] == 27
+    assert len(aside) == record["records"]["quarantined"] + record["samples"]["quarantined"]
+
+
+def test_no_machine_path_and_no_patient_is_kept(source):
+    told = json.dumps([vars(r) for r in source[3]]) + json.dumps([s.to_row() | {"images": []} for s in source[2].values()])
+    assert "one person" not in told and str(source[0]) not in told and "/etc" not in told
+
+
+def test_adding_it_again_changes_nothing(source):
+    again = intake.add(source[0], "messy", CorpusParams(), corpus_store(), b"salt")
+    assert again["how"] == "up to date" and again["shards"] == source[1]["shards"]
+
+
+def test_a_folder_without_records_is_told(tmp_path, s3):
+    with pytest.raises(FileNotFoundError, match="records.jsonl"):
+        intake.add(tmp_path, "empty", CorpusParams(), corpus_store(), b"salt")
+
+
+def test_real_packs(shared_data, s3):
+    record = intake.add(shared_data / "mednist", "mednist", CorpusParams(), corpus_store(), b"salt")
+    assert record["records"] == {"seen": 1500, "kept": 1500, "quarantined": 0}
+    record = intake.add(shared_data / "unimed-real", "unimed-real", CorpusParams(), corpus_store(), b"salt")
+    assert record["records"]["seen"] == 1384 and record["questions_left_out"] > 0

@@ -1,0 +1,106 @@
+"""Conditional writes, the registry and the lease on a real object store."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from infra.lease import Lease, LeaseHeld
+from infra.registry import AliasConflict, CorruptModel, ModelRegistry
+from infra.settings import Settings
+from infra.store import MissingObject, ObjectStore, PreconditionFailed, StoreUnavailable, model_store
+
+
+def folder(tmp_path: Path, name: str, text: str) -> Path:
+    path = tmp_path / name
+    path.mkdir()
+    (path / "weights.txt").write_text(text)
+    return path
+
+
+def race(workers):
+    """Run callables at once; returns how many won."""
+    barrier, won = threading.Barrier(len(workers)), []
+
+    def go(work):
+        barrier.wait()
+        try:
+            won.append(work())
+        except (PreconditionFailed, AliasConflict):
+            pass
+
+    threads = [threading.Thread(target=go, args=(work,)) for work in workers]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    return len(won)
+
+
+def test_of_many_conditional_writers_one_wins(s3):
+    store = model_store()
+    assert race([lambda i=i: store.put("race", str(i).encode(), if_absent=True) for i in range(8)]) == 1
+    _, etag = store.get_with_etag("race")
+    assert race([lambda i=i: store.put("race", str(i).encode(), if_match=etag) for i in range(8)]) == 1
+
+
+def test_a_missing_object_and_wrong_credentials_are_told(s3):
+    with pytest.raises(MissingObject, match="nowhere"):
+        model_store().get("nowhere")
+    stranger = Settings(s3_endpoint=s3.s3_endpoint, s3_access_key="x", s3_secret_key="y")
+    with pytest.raises(StoreUnavailable, match="refuses"):
+        ObjectStore(s3.bucket_models, stranger).get("race")
+
+
+def test_a_store_that_is_away_names_the_mend(s3):
+    away = Settings(s3_endpoint="http://127.0.0.1:9", s3_access_key="x", s3_secret_key="y")
+    with pytest.raises(StoreUnavailable, match="unimed up"):
+        ObjectStore("b", away).get("k")
+
+
+def test_publishing_twice_is_once_and_damage_is_found(s3, tmp_path):
+    registry = ModelRegistry()
+    first = registry.publish(folder(tmp_path, "a", "one"), {"reason": "test"})
+    again = registry.publish(folder(tmp_path, "b", "one"), {"reason": "again"})
+    assert again == first
+    fetched = registry.fetch(first.id, tmp_path / "cache")
+    assert (fetched / "weights.txt").read_text() == "one"
+    (fetched / "weights.txt").write_text("tampered")
+    with pytest.raises(CorruptModel, match="weights.txt"):
+        registry.fetch(first.id, tmp_path / "cache")
+    registry.store.put(f"versions/{first.id}/weights.txt", b"tampered")
+    with pytest.raises(CorruptModel, match="weights.txt"):
+        registry.fetch(first.id, tmp_path / "other")
+
+
+def test_two_promotions_cannot_both_win(s3, tmp_path):
+    registry = ModelRegistry()
+    a, b, c = (registry.publish(folder(tmp_path, n, f"race {n}"), {}).id for n in "abc")
+    registry.move_alias("race", a, expected=None)
+    assert race([lambda v=v: registry.move_alias("race", v, expected=a) for v in (b, c)]) == 1
+    with pytest.raises(AliasConflict):
+        registry.move_alias("race", b, expected=a)
+
+
+def test_one_holder_of_a_lease_who_may_enter_again(s3):
+    told = []
+    with Lease("t", "me", ttl_s=30):
+        with pytest.raises(LeaseHeld, match="holds it"):
+            Lease("t", "you").__enter__()
+        with pytest.raises(LeaseHeld):
+            Lease("t", "you", wait_s=1.5, on_wait=told.append).__enter__()
+        assert len(told) == 1 and "waiting" in told[0]
+        with Lease("t", "me", ttl_s=30):
+            pass
+    with Lease("t", "you"):
+        pass
+
+
+def test_the_lease_of_a_dead_holder_runs_out(s3):
+    import time
+
+    lease = Lease("dead", "gone", ttl_s=2)
+    lease._write(*lease._free())
+    with pytest.raises(LeaseHeld):
+        Lease("dead", "next").__enter__()
+    time.sleep(2.2)
+    with Lease("dead", "next"), pytest.raises(LeaseHeld, match="next"):
+        Lease("dead", "third").__enter__()

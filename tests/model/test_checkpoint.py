@@ -1,0 +1,176 @@
+"""The published folder: read whole or refused with file, key and shape; the 14B's layout checked by its headers."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from model import UniMedVL
+from model.testing import make_tiny
+from model.weights import CheckpointError
+
+KEYS_14B = json.loads((Path(__file__).parent / "keys_14b.json").read_text())
+LLM_14B = {
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "attention_dropout": 0.0,
+}
+VIT_14B = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16, "patch_size": 14, "image_size": 980}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    for path in tiny.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def header_only(path: Path, shapes: dict[str, list[int]]) -> None:
+    """A bfloat16 safetensors file with a true header and a hole where the tensors are."""
+    header, end = {}, 0
+    for key, shape in shapes.items():
+        size = 2 * torch.Size(shape).numel()
+        header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """The 14B folder as headers."""
+    folder = tmp_path_factory.mktemp("14b")
+    main = {}
+    for key, entry in KEYS_14B["ema.safetensors"].items():
+        main |= {key.replace("{i}", str(i)): entry["shape"] for i in range(entry["count"])}
+    header_only(folder / "ema.safetensors", main)
+    header_only(folder / "ae.safetensors", KEYS_14B["ae.safetensors"])
+    (folder / "llm_config.json").write_text(json.dumps(LLM_14B))
+    (folder / "vit_config.json").write_text(json.dumps(VIT_14B))
+    return folder
+
+
+def test_the_14b_layout_loads_on_the_meta_device_with_no_key_left_over(published):
+    model = UniMedVL.from_pretrained(published, device="meta")
+    main = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("vae."))
+    assert (main, sum(p.numel() for p in model.vae.parameters())) == (14_607_260_128, 83_819_683)
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_a_14b_header_with_another_shape_names_it(published, tmp_path):
+    for name in ("llm_config.json", "vit_config.json", "ae.safetensors"):
+        (tmp_path / name).symlink_to(published / name)
+    shapes = {key.replace("{i}", str(i)): e["shape"] for key, e in KEYS_14B["ema.safetensors"].items() for i in range(e["count"])}
+    header_only(tmp_path / "ema.safetensors", shapes | {"llm2vae.weight": [128, 3584]})
+    with pytest.raises(CheckpointError, match=r"ema.safetensors: llm2vae.weight has shape \[128, 3584\], the configuration needs \[64, 3584\]"):
+        UniMedVL.from_pretrained(tmp_path, device="meta")
+
+
+def test_saving_gives_the_same_bytes(tiny, tmp_path):
+    UniMedVL.from_pretrained(tiny).save_pretrained(tmp_path)
+    for path in tiny.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def change(path: Path, edit) -> None:
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    "file, edit, told",
+    [
+        ("ema.safetensors", lambda t: t.pop("connector.fc1.bias"), r"ema.safetensors: missing connector.fc1.bias \[192\]"),
+        ("ema.safetensors", lambda t: t.update(extra=torch.zeros(3)), r"ema.safetensors: unexpected extra \[3\]"),
+        ("ae.safetensors", lambda t: t.update({"encoder.conv_in.bias": torch.zeros(9)}), r"ae.safetensors: encoder.conv_in.bias has shape \[9\], the configuration needs \[8\]"),
+    ],
+)
+def test_a_wrong_key_is_named_with_its_shape_and_file(folder, file, edit, told):
+    change(folder / file, edit)
+    with pytest.raises(CheckpointError, match=told):
+        UniMedVL.from_pretrained(folder)
+
+
+def test_a_truncated_file_names_the_tensor_it_ends_in(folder):
+    path = folder / "ema.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"ema.safetensors is not a whole safetensors file: it ends inside [\w.]+ \[\d+.*fetch it again"):
+        UniMedVL.from_pretrained(folder)
+    path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(CheckpointError, match="ema.safetensors is not a whole safetensors file"):
+        UniMedVL.from_pretrained(folder)
+
+
+def test_a_pickle_is_never_read(folder):
+    path = folder / "ema.safetensors"
+    torch.save({"weight": torch.zeros(3)}, folder / "pytorch_model.bin")
+    path.write_bytes(pickle.dumps({"weight": 1}))
+    with pytest.raises(CheckpointError, match="ema.safetensors is a pickle, which is never read"):
+        UniMedVL.from_pretrained(folder)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="ema.safetensors is missing; pytorch_model.bin is a pickle"):
+        UniMedVL.from_pretrained(folder)
+
+
+def test_shards_with_an_index_load_as_one_file(folder, tiny):
+    tensors = load_file(folder / "ema.safetensors")
+    keys = sorted(tensors)
+    parts = {"model-00001-of-00002.safetensors": keys[::2], "model-00002-of-00002.safetensors": keys[1::2]}
+    for name, chosen in parts.items():
+        save_file({key: tensors[key] for key in chosen}, folder / name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {key: name for name, chosen in parts.items() for key in chosen}}))
+    (folder / "ema.safetensors").unlink()
+    loaded, whole = UniMedVL.from_pretrained(folder).state_dict(), UniMedVL.from_pretrained(tiny).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in whole.items())
+
+
+def test_a_published_table_of_another_size_is_computed_anew(folder):
+    config = json.loads((folder / "unimedvl_config.json").read_text())
+    (folder / "unimedvl_config.json").write_text(json.dumps(config | {"max_latent_size": 12}))
+    assert UniMedVL.from_pretrained(folder).latent_pos_embed.pos_embed.shape == (144, 192)
+
+
+@pytest.fixture(scope="module")
+def qwen_files(tmp_path_factory):
+    """A byte-level BPE in Qwen2's own two files, with no special token in it."""
+    folder, tokenizer = tmp_path_factory.mktemp("qwen"), Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    tokenizer.train_from_iterator(["CT image of the abdomen"], trainer)
+    tokenizer.model.save(str(folder))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
+    return folder
+
+
+def test_special_tokens_a_tokenizer_lacks_are_added_and_the_embeddings_grow(folder, qwen_files):
+    (folder / "tokenizer.json").unlink()
+    for path in qwen_files.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    size = len(json.loads((qwen_files / "vocab.json").read_text()))
+    for name, cut in (("language_model.model.embed_tokens.weight", size), ("language_model.lm_head.weight", size)):
+        change(folder / "ema.safetensors", lambda t: t.update({name: t[name][:cut].clone()}))
+    config = json.loads((folder / "llm_config.json").read_text())
+    (folder / "llm_config.json").write_text(json.dumps(config | {"vocab_size": size}))
+    model = UniMedVL.from_pretrained(folder)
+    ids = model.config.special_tokens.model_dump().values()
+    assert min(ids) >= size and model.config.llm.vocab_size == max(ids) + 1 == len(model.language_model.lm_head.weight)
+    assert model.tokenizer.decode(model.tokenizer.encode("CT image <|im_end|>")) == "CT image <|im_end|>"
+    assert model.chat(["CT"], max_new_tokens=2).completion_tokens >= 1

@@ -1,0 +1,87 @@
+"""Scores against values worked out by hand."""
+
+import numpy as np
+import pytest
+
+from model.answer_metrics import exact_match, option_match, token_f1, wilson_interval
+from model.image_metrics import clip_score, frechet_distance, frechet_image_distance, psnr, ssim
+from model.report_metrics import bleu, meteor, rouge
+
+
+@pytest.mark.parametrize("answer, truth, same", [("Yes.", "yes", True), ("the left lung", "Left lung", True), ("CT", "MRI", False), ("X-ray", "x-ray", True), ("2", "2.", True), ("0.5", "05", False)])
+def test_exact_match_ignores_case_articles_and_punctuation(answer, truth, same):
+    assert exact_match(answer, truth) is same
+
+
+def test_token_f1():
+    assert token_f1("left lung nodule", "left lung") == pytest.approx(0.8)
+    assert token_f1("", "left") == 0.0
+
+
+def test_psnr_of_a_known_error():
+    assert psnr(np.full((4, 4), 10, np.uint8), np.zeros((4, 4), np.uint8)) == pytest.approx(20 * np.log10(255 / 10))
+
+
+def test_wilson_interval_of_a_known_case():
+    low, high = wilson_interval(8, 10)
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+
+
+OPTIONS = {"A": "left lung", "B": "right lung", "C": "heart"}
+
+
+@pytest.mark.parametrize(
+    "answer, letter",
+    [
+        ("B", "B"),
+        ("(B).", "B"),
+        ("The finding is in option C", "C"),
+        ("The answer is A, because B is healthy", "A"),
+        ("I see an opacity of the right lung.", "B"),
+        ("left lung or right lung", None),
+        ("I cannot tell.", None),
+        ("right lung " * 20, None),
+    ],
+)
+def test_option_match(answer, letter):
+    assert option_match(answer, OPTIONS) == letter
+
+
+def test_ssim_of_equal_and_of_unlike_pictures():
+    picture = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    assert ssim(picture, picture) == pytest.approx(1.0) and ssim(picture, 255 - picture) < 0.1
+
+
+def test_frechet_distance_of_known_gaussians():
+    """Same covariance: the squared distance of the means. Same mean, twice the deviation: the trace of the difference."""
+    draws = np.random.default_rng(0).normal(size=(20_000, 3))
+    assert frechet_distance(draws, draws) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(draws, draws + [3, 0, 0]) == pytest.approx(9, rel=1e-6)
+    assert frechet_distance(draws, 2 * draws) == pytest.approx(3, rel=0.05)
+    with pytest.raises(ValueError, match="two or more"):
+        frechet_distance(draws[:1], draws)
+
+
+def test_pictures_are_compared_in_any_encoders_space():
+    from PIL import Image
+
+    grey = [Image.new("L", (8, 8), level) for level in (10, 60, 110)]
+    bright = [Image.new("L", (8, 8), level) for level in (30, 80, 130)]
+
+    def encoder(pictures):
+        return np.array([[np.asarray(p).mean(), 1.0] for p in pictures])
+
+    assert frechet_image_distance(grey, bright, encoder) == pytest.approx(400)
+    words = {"dark": [0.0, 1.0], "light": [1.0, 0.0]}
+    score = clip_score(grey[:1] * 2, ["light", "dark"], encoder, lambda texts: np.array([words[t] for t in texts]))
+    assert score == pytest.approx((10 + 1) / 2 / np.hypot(10, 1))
+
+
+def test_reports_against_values_worked_out_by_hand():
+    report, truth = ["the heart is normal"], ["the heart is enlarged"]
+    assert bleu(report, truth, n=1) == pytest.approx(3 / 4)
+    assert bleu(report, truth, n=2) == pytest.approx((3 / 4 * 2 / 3) ** 0.5)
+    assert rouge(report, truth) == pytest.approx({"rouge1": 0.75, "rouge2": 2 / 3, "rougeL": 0.75})
+    # Three matches in one chunk: F = 0.75, penalty 0.5 * (1 / 3) ** 3.
+    assert meteor(report, truth) == pytest.approx(0.75 * (1 - 0.5 / 27))
+    assert bleu(truth, truth) == pytest.approx(1) and rouge(truth, truth)["rougeL"] == 1

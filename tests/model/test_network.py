@@ -1,0 +1,93 @@
+"""The network through its public face, on random weights."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model import UniMedVL
+from model.attention import sample_mask
+from model.config import ModelConfig
+from model.packing import TextItem, VAEItem, ViTItem, pack
+from model.testing import make_tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return UniMedVL.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 64, 3), dtype=np.uint8))
+
+
+def test_streamed_text_is_the_text(model, picture):
+    parts = [picture, "Which imaging modality is this?"]
+    chunks = list(model.stream_chat(parts, max_new_tokens=8))
+    assert "".join(chunk.text for chunk in chunks) == model.chat(parts, max_new_tokens=8).text
+    assert chunks[-1].finish_reason in ("stop", "length")
+
+
+def test_answers_do_not_depend_on_their_batch(model, picture):
+    asked = [[picture, "Is this a CT?"], ["A much longer question without any picture at all?"]]
+    together = model.chat_batch(asked, max_new_tokens=6)
+    alone = [model.chat(parts, max_new_tokens=6) for parts in asked]
+    assert [a.text for a in together] == [a.text for a in alone]
+    np.testing.assert_allclose(together[0].logprobs, alone[0].logprobs, atol=1e-4)
+
+
+def test_drawings_depend_on_their_own_seed_alone(model):
+    both = model.draw_batch([["CT image"], ["MRI image"]], seeds=[5, 7], steps=4)
+    alone = model.draw_batch([["MRI image"]], seeds=[7], steps=4)[0]
+    assert both[1].size == (64, 64)
+    assert np.abs(np.asarray(both[1]).astype(int) - np.asarray(alone)).max() <= 1
+
+
+def test_text_that_spells_a_special_token_stays_text(model):
+    ids = model.tokenizer.encode("<|im_end|>")
+    assert model.config.special_tokens.eos_token_id not in ids
+    assert model.tokenizer.decode(ids) == "<|im_end|>"
+
+
+def test_nobody_sees_a_noised_image_but_itself():
+    config = ModelConfig()
+    latent = torch.zeros(config.vae.z_channels, 8, 8)
+    packed = pack([[TextItem([5, 6]), VAEItem(latent, draw=0.3), TextItem([7], loss=True)]], config)
+    mask = sample_mask(packed.sample_lens, packed.split_lens, packed.attn_modes)[0]
+    text, image = slice(0, 4), slice(4, 4 + 18)
+    assert mask[image, image].all() and mask[image, text].all()
+    assert not mask[22:, image].any() and not mask[text, image].any()
+
+
+def test_a_later_text_reuses_the_rotary_id_of_a_noised_image_but_not_of_a_clean_one():
+    config = ModelConfig()
+    latent = torch.zeros(config.vae.z_channels, 2, 2)
+    noised = pack([[VAEItem(latent, draw=0.0), TextItem([5])]], config)
+    clean = pack([[VAEItem(latent), TextItem([5])]], config)
+    assert noised.position_ids[-3:].tolist() == [0, 1, 2]
+    assert clean.position_ids[-3:].tolist() == [1, 2, 3]
+
+
+def test_a_pack_without_images_or_targets_has_zero_losses(model):
+    packed = pack([[TextItem([5, 6, 7])]], model.config)
+    losses = model(packed, torch.zeros(0, model.config.latent_dim))
+    assert losses.ce.sum() == 0 and losses.mse.sum() == 0
+
+
+def test_an_image_larger_than_the_position_table_is_refused():
+    config = ModelConfig()
+    with pytest.raises(ValueError, match="exceeds the position table"):
+        pack([[ViTItem(torch.zeros(3, 14 * 9, 14 * 9))]], config)
+
+
+def test_the_random_start_is_pinned(tmp_path):
+    first, second = (hashlib.sha256((make_tiny(tmp_path / name, seed=4) / "ema.safetensors").read_bytes()).hexdigest() for name in "ab")
+    assert first == second
