@@ -226,7 +226,7 @@ def drift(
     from flows.watch_drift import watch_drift
 
     result = watch_drift(since=datetime.now(UTC) - timedelta(hours=hours) if hours else None, act=act)
-    console.show(result, json, lambda: f"{result['verdict']} ({result['score']:.0%} of components), retraining: {result['retraining']}\n{result['html'] or ''}")
+    console.show(result, json, lambda: f"{result['verdict']} ({', '.join(result['drifted']) or 'no column'} drifted), retraining: {result['retraining']}\n{result['html'] or ''}")
     raise typer.Exit(console.NO_EVIDENCE if result["verdict"] == "insufficient" else console.DONE)
 
 

@@ -127,7 +127,7 @@ def closing(result: dict) -> str:
         ["question", f"{spoken['question']} -> {spoken['answer']}", spoken["image"]],
         ["drawing", spoken["prompt"], spoken["drawing"]],
         ["drift before", drift["before"]["verdict"], pages.get("drift-before.html", "")],
-        ["drift after", f"{drift['after']['verdict']} ({drift['after']['score']:.0%} of components)", pages.get("drift-after.html", "")],
+        ["drift after", f"{drift['after']['verdict']} ({len(drift['after']['drifted'])} columns)", pages.get("drift-after.html", "")],
         ["retraining it started", drift["after"]["retraining"], drift["retraining"]],
         ["Prefect UI", "runs and artifacts", settings.prefect_ui_url],
     ]

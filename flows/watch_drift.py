@@ -15,7 +15,7 @@ COOLDOWN_KEY = "drift/cooldown.json"
 
 @flow(name="watch-drift", flow_run_name="watch drift")
 def watch_drift(since: datetime | None = None, act: bool = True) -> dict:
-    """Judge a window of requests; returns {verdict, score, html, retraining}.
+    """Judge a window of requests; returns {verdict, score, model_version, drifted, html, retraining, rows}.
 
     Args:
         since: start of the window; by default the profile's window length ago.
@@ -30,7 +30,7 @@ def watch_drift(since: datetime | None = None, act: bool = True) -> dict:
     champion = ModelRegistry().alias("champion")
     if champion is None:
         log("no champion yet: nothing to watch")
-        return {"verdict": "insufficient", "score": 0.0, "model_version": None, "html": None, "retraining": "no"}
+        return {"verdict": "insufficient", "score": 0.0, "model_version": None, "drifted": [], "html": None, "retraining": "no"}
     since = since or datetime.now(UTC) - timedelta(hours=params.window_hours)
     report, window, reference = judge(champion.version, since, params)
     page = reports.html(window, reference, params) if report.verdict != "insufficient" else None
@@ -38,8 +38,8 @@ def watch_drift(since: datetime | None = None, act: bool = True) -> dict:
     link = log_store().url(keys["html_key"]) if page else None
     artifacts.drift(report, link)
     retraining = _act(report, params, log) if report.verdict == "drift" and act else "no"
-    log(f"{champion.version}: {report.verdict}, {report.score:.0%} of components, {report.window['rows']} requests; retraining: {retraining}")
-    return {"verdict": report.verdict, "score": report.score, "model_version": champion.version, "html": link, "retraining": retraining, "rows": report.window["rows"]}
+    log(f"{champion.version}: {report.verdict} in {report.window['rows']} requests ({', '.join(report.drifted) or 'no column'} drifted); retraining: {retraining}")
+    return {"verdict": report.verdict, "score": report.score, "model_version": champion.version, "drifted": report.drifted, "html": link, "retraining": retraining, "rows": report.window["rows"]}
 
 
 @task(retries=2, retry_delay_seconds=2)

@@ -1,7 +1,8 @@
 """Is what the model sees, and what it answers, still what it was judged on?
 
-A column has drifted when the difference is both significant and large; the inputs have drifted when
-enough components of the model's own image embedding have.
+A column has drifted when the difference is both significant and large. The inputs have drifted when
+enough components of the model's own image embedding have, or when the embeddings have left the space
+that those components span: a new scanner often moves them where the reference never varied.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,8 @@ from monitoring.params import DriftParams
 
 NUMERIC = ("prompt_chars", "prompt_words", "answer_chars", "confidence")
 LABELS = ("predicted_modality",)
+OUTSIDE = "outside_reference"
+FOLDS = 5
 # What users ask for may change without anything being wrong: told, but never a reason to retrain.
 INFORMATIVE = ("prompt_chars", "prompt_words", "answer_chars")
 
@@ -42,6 +45,11 @@ class DriftReport:
     columns: list[ColumnDrift] = field(default_factory=list)
     created_at: str = ""
 
+    @property
+    def drifted(self) -> list[str]:
+        """Names of the drifted columns."""
+        return [c.column for c in self.columns if c.drifted]
+
     def to_json(self) -> dict:
         return asdict(self)
 
@@ -59,8 +67,10 @@ def detect(window, reference, model_version: str, params: DriftParams) -> DriftR
     columns += [_label(c, now[c], then[c], params, max_p) for c in LABELS]
     components = [c for c in columns if c.column.startswith("embedding_")]
     share = sum(c.drifted for c in components) / len(components)
-    outputs = any(c.drifted for c in columns if not c.column.startswith("embedding_") and c.column not in INFORMATIVE)
-    drifted = share >= params.min_share or (outputs and share > 0)
+    inputs = {c.column for c in components} | {OUTSIDE}
+    outside = any(c.drifted for c in columns if c.column == OUTSIDE)
+    outputs = any(c.drifted for c in columns if c.column not in inputs and c.column not in INFORMATIVE)
+    drifted = outside or share >= params.min_share or (outputs and share > 0)
     return DriftReport("drift" if drifted else "no drift", model_version, span, share, columns, utc_now())
 
 
@@ -69,11 +79,12 @@ def tables(window, reference, params: DriftParams):
     import pandas as pd
 
     now, then = _sample(window, params.max_rows), _sample(reference, params.max_rows)
-    basis = _principal(np.stack(then["embedding"].to_list()), params.components)
+    seen, known = (np.stack(frame["embedding"].to_list()) for frame in (now, then))
+    project = _principal(known, params.components)
     flat = []
-    for frame in (now, then):
-        scores = basis(np.stack(frame["embedding"].to_list()))
+    for frame, (scores, outside) in ((now, project(seen)), (then, (project(known)[0], _held_out(known, params.components)))):
         parts = pd.DataFrame(scores, columns=[f"embedding_{i}" for i in range(scores.shape[1])])
+        parts[OUTSIDE] = outside
         for column in NUMERIC:
             parts[column] = frame[column].astype(float).fillna(0.0).to_numpy()
         for column in LABELS:
@@ -87,12 +98,25 @@ def _sample(frame, rows: int):
 
 
 def _principal(reference: np.ndarray, count: int):
-    """Projection on the reference's own leading components, each scaled to unit deviation there."""
+    """embeddings -> (scores on the reference's leading components in its own deviations, distance from their span)."""
     centre = reference.mean(axis=0)
     _, singular, axes = np.linalg.svd(reference - centre, full_matrices=False)
-    count = min(count, len(singular))
-    scale = singular[:count] / np.sqrt(len(reference)) + 1e-9
-    return lambda x: (x - centre) @ axes[:count].T / scale
+    axes = axes[: min(count, len(singular))]
+    scale = singular[: len(axes)] / np.sqrt(len(reference)) + 1e-9
+
+    def project(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = (embeddings - centre) @ axes.T
+        return scores / scale, np.linalg.norm(embeddings - centre - scores @ axes, axis=1)
+
+    return project
+
+
+def _held_out(reference: np.ndarray, count: int) -> np.ndarray:
+    """Each reference row's distance from the components of the other rows: its own would flatter it."""
+    fold, distance = np.arange(len(reference)) % FOLDS, np.empty(len(reference))
+    for k in range(FOLDS):
+        distance[fold == k] = _principal(reference[fold != k], count)(reference[fold == k])[1]
+    return distance
 
 
 def _numeric(name: str, now, then, params: DriftParams, max_p: float) -> ColumnDrift:

@@ -60,3 +60,15 @@ def test_few_requests_are_no_evidence(pictures):
 def test_the_page_is_evidentlys(pictures):
     page = html(rows(pictures[:60]), rows(pictures[60:200]), PARAMS)
     assert len(page) > 100_000 and b"embedding_0" in page
+
+
+def test_pictures_outside_the_reference_are_found_without_its_components():
+    """An embedding that moves only where the reference never varied."""
+    rng = np.random.default_rng(4)
+    spread = np.diag([3.0] * 6 + [0.05] * 58)
+    known, seen = (rng.standard_normal((count, 64)) @ spread for count in (120, 80))
+    frame = pd.DataFrame({"time": datetime.now(UTC), "predicted_modality": ["MRI"] * 120, "prompt_chars": 30, "prompt_words": 5, "answer_chars": 3, "confidence": 0.9})
+    reference = frame.assign(embedding=list(known))
+    assert detect(frame[:80].assign(embedding=list(seen)), reference, "m", PARAMS).drifted == []
+    report = detect(frame[:80].assign(embedding=list(seen + np.eye(64)[40])), reference, "m", PARAMS)
+    assert report.verdict == "drift" and report.drifted == ["outside_reference"]
