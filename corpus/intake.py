@@ -7,6 +7,7 @@ from pathlib import Path
 from corpus import quality, shards
 from corpus.params import CorpusParams
 from corpus.readers import records
+from corpus.readers.source import Source
 from corpus.record import Rejection
 from infra.records import digest, utc_now
 from infra.store import MissingObject, ObjectStore
@@ -20,7 +21,7 @@ def add(path: Path, name: str, params: CorpusParams, store: ObjectStore, salt: b
     The record, written last, names the shards and the quarantine, so a source is never half there.
     """
     kept, aside, seen, left_out = [], [], 0, 0
-    for record in records.read(path, name, params.quality.languages, params.quality.max_pixels):
+    for record in records.read(Source(path, name, params.quality.languages, params.quality.max_pixels)):
         seen += 1
         outcome = record if isinstance(record, Rejection) else quality.examine(record, params.quality, salt)
         left_out += getattr(record, "left_out", 0)

@@ -10,13 +10,12 @@ from PIL import ImageOps
 from corpus import tasks, vocabulary
 from corpus.params import QualityParams
 from corpus.patients import patient_key
-from corpus.readers.records import Unreadable
-from corpus.record import Record, Rejection
+from corpus.record import Record, Rejection, Unreadable
 from corpus.sample import SPLITS, Image, Sample
 
 
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:
-    """Samples of a record (understanding where it has questions, generation where it has a caption)."""
+    """Samples of a record: understanding where it has questions, generation where it has a caption, interleaved where it has a target."""
 
     def reject(reason: str, detail: str) -> Rejection:
         return Rejection(record.source, record.where, reason, detail)
@@ -32,19 +31,27 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     if split is None:
         return reject("unknown-split", f"split {record.split!r}")
     turns = [t for t in record.turns if max(len(t.question), len(t.answer)) <= params.max_text]
-    caption = record.caption if record.caption and len(record.caption) <= params.max_text else None
-    if not turns and not caption:
+    caption, instruction = (text if text and len(text) <= params.max_text else None for text in (record.caption, record.instruction))
+    if not (turns or caption or (instruction and record.target)):
         return reject("no-text", "neither a caption nor an answered question in the languages kept")
     try:
-        picture, noted = clean(record.open_image(), params)
+        cleaned = [clean(opener(), params) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
     except Unreadable as error:
         return reject(error.reason, str(error))
-    image = Image.encode(picture, lossy=picture.width * picture.height > 128 * 128)
+    images = tuple(Image.encode(picture, lossy=picture.width * picture.height > 128 * 128) for picture, _ in cleaned)
+    seen = images[: len(record.images)]
+    noted = next((mode for _, mode in cleaned if mode), "")
     labels = record.labels | ({"converted_from": noted} if noted else {})
     known = {"modality": modality, "source": record.source, "license": license, "attribution": record.attribution, "split": split}
-    known |= {"patient": patient_key(salt, record.source, record.patient), "images": (image,), "labels": labels}
-    samples = [Sample(f"{record.source}/{record.id}#u", "understanding", parts=tasks.understanding(turns), **known)] if turns else []
-    return samples + ([Sample(f"{record.source}/{record.id}#g", "generation", parts=tasks.generation(caption), **known)] if caption else [])
+    known |= {"patient": patient_key(salt, record.source, record.patient), "labels": labels}
+    made = []
+    if turns:
+        made.append(("u", "understanding", tasks.understanding(turns, len(seen)), seen))
+    if caption:
+        made.append(("g", "generation", tasks.generation(caption), seen[:1]))
+    if instruction and record.target:
+        made.append(("i", "interleaved", tasks.interleaved(instruction), (seen[0], images[-1])))
+    return [Sample(f"{record.source}/{record.id}#{mark}", task, parts=parts, images=shown, **known) for mark, task, parts, shown in made]
 
 
 def clean(picture: Pillow.Image, params: QualityParams) -> tuple[Pillow.Image, str]:

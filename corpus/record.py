@@ -7,6 +7,16 @@ from PIL import Image as Pillow
 
 from corpus.sample import Turn
 
+Opener = Callable[[], Pillow.Image]
+
+
+class Unreadable(ValueError):
+    """A picture that cannot be opened, with the reason code it is kept aside under."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -20,21 +30,24 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Record:
-    """One picture with what its source says of it; nothing here is checked yet.
+    """Pictures that belong together with what their source says of them; nothing here is checked yet.
 
-    `open_image` decodes on demand, so a stream of records never holds more than one picture.
+    `turns` ask about all `images`, `caption` describes the first, and `instruction` turns the first into `target`.
+    Openers decode on demand (and raise Unreadable), so a stream of records never holds more than one record's pictures.
     """
 
     id: str
     where: str
-    open_image: Callable[[], Pillow.Image]
+    images: tuple[Opener, ...]
     modality: object
     source: str
     license: object
     attribution: str
     split: object
     patient: str
-    caption: str | None
+    caption: str | None = None
     turns: tuple[Turn, ...] = ()
+    instruction: str | None = None
+    target: Opener | None = None
     labels: dict = field(default_factory=dict)
     left_out: int = 0

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from corpus.sample import Part, Turn
 
 
-def understanding(turns: Iterable[Turn]) -> tuple[Part, ...]:
-    """Image 0 seen by the ViT, then question/answer turns."""
-    return (Part("image", "context", image=0, views=("vit",)), *_dialogue(turns))
+def understanding(turns: Iterable[Turn], images: int = 1) -> tuple[Part, ...]:
+    """The images, seen by the ViT, then question/answer turns."""
+    return (*(Part("image", "context", image=i, views=("vit",)) for i in range(images)), *_dialogue(turns))
 
 
 def generation(prompt: str) -> tuple[Part, ...]:

@@ -65,4 +65,4 @@ def _views(name: str, pictures: list[Pillow.Image], tile: int, *known) -> Iterat
 def _record(identifier: str, group: str, picture: Pillow.Image, modality: str, part: str, license: str, attribution: str) -> Record:
     turns = (Turn("Which imaging modality is this?", modality, "OPEN"), Turn("Which part of the body is shown?", part, "OPEN"))
     # All tiles come from a handful of people: one split, so that nobody is in two.
-    return Record(identifier, identifier, lambda: picture, modality, SOURCE, license, attribution, "train", group, f"{modality} image of the {part}.", turns, {"body_part": part})
+    return Record(identifier, identifier, (lambda: picture,), modality, SOURCE, license, attribution, "train", group, f"{modality} image of the {part}.", turns, labels={"body_part": part})

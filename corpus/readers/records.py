@@ -7,51 +7,49 @@ from pathlib import Path
 
 from PIL import Image as Pillow
 
-from corpus.record import Record, Rejection
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection, Unreadable
 from corpus.sample import Turn
 
 FILE = "records.jsonl"
 
 
-class Unreadable(ValueError):
-    """A picture that cannot be opened, with the reason code it is kept aside under."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(detail)
-        self.reason = reason
+def recognises(path: Path) -> bool:
+    """A folder that holds `records.jsonl`, or such a file itself."""
+    return (path / FILE).is_file() or path.name == FILE
 
 
-def read(path: Path, name: str, languages: tuple[str, ...], max_pixels: int) -> Iterator[Record | Rejection]:
-    """Records of a folder holding `records.jsonl`, or of such a file itself.
+def read(source: Source) -> Iterator[Record | Rejection]:
+    """Records of the folder or file.
 
     Raises:
         FileNotFoundError: there is no records.jsonl.
     """
-    file = path / FILE if path.is_dir() else path
+    file = source.path / FILE if source.path.is_dir() else source.path
     if not file.exists():
-        raise FileNotFoundError(f"{path} holds no {FILE}; docs/data.md describes the format")
+        raise FileNotFoundError(f"{source.path} holds no {FILE}; docs/data.md describes the format")
     root = file.parent.resolve()
     with open(file, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield _parse(line, f"{file.name}:{number}", root, name, languages, max_pixels)
+                yield _parse(line, f"{file.name}:{number}", root, source)
 
 
-def _parse(line: str, where: str, root: Path, name: str, languages: tuple[str, ...], max_pixels: int) -> Record | Rejection:
+def _parse(line: str, where: str, root: Path, source: Source) -> Record | Rejection:
     try:
         fields = json.loads(line)
         picture = fields["image"]
         identifier = str(fields.get("id") or picture)
         questions = fields.get("qa") or []
-        kept = [q for q in questions if (q.get("lang") or "en") in languages]
+        kept = [q for q in questions if (q.get("lang") or "en") in source.languages]
         return Record(
             id=identifier,
             where=where if not isinstance(picture, str) else f"{where} {_shown(picture)}",
-            open_image=partial(open_image, root, picture, max_pixels),
-            modality=fields.get("modality"),
-            source=str(fields.get("source") or name),
-            license=fields.get("license"),
-            attribution=str(fields.get("attribution") or ""),
+            images=(partial(open_image, root, picture, source.max_pixels),),
+            modality=fields.get("modality") or source.modality,
+            source=str(fields.get("source") or source.name),
+            license=fields.get("license") or source.license,
+            attribution=str(fields.get("attribution") or source.attribution),
             split=fields.get("split"),
             patient=str(fields.get("patient") or fields.get("group") or identifier),
             caption=_text(fields.get("caption")),
@@ -61,7 +59,7 @@ def _parse(line: str, where: str, root: Path, name: str, languages: tuple[str, .
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         missing = f"no field {error}" if isinstance(error, KeyError) else type(error).__name__
-        return Rejection(name, where, "malformed-record", f"not a record: {missing}")
+        return Rejection(source.name, where, "malformed-record", f"not a record: {missing}")
 
 
 def open_image(root: Path, relative: str, max_pixels: int) -> Pillow.Image:
