@@ -1,0 +1,20 @@
+"""What a reader is given: where a source lies, and what the person who adds it says of it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or folder to read. What its files say themselves counts for more than what is said here."""
+
+    path: Path
+    name: str
+    languages: tuple[str, ...] = ("en",)
+    max_pixels: int = 50_000_000
+    license: str | None = None
+    modality: str | None = None
+    attribution: str = ""
+    split: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    image_root: Path | None = None
