@@ -1,6 +1,5 @@
 """DICOM files: single and multi-frame images, tiled slides, whatever the transfer syntax (see docs/data.md)."""
 
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image as Pillow
 
-from corpus import anatomy, deidentify
+from corpus import anatomy, deidentify, vocabulary
 from corpus.readers import dicom_pixels
+from corpus.readers.files import File, evenly_spread, listed
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
 
@@ -39,41 +39,38 @@ def read(source: Source) -> Iterator[Record | Rejection]:
     Nothing handed over names a file, as its name may be a person's: `where` gives the start of the file's SHA-256 and its
     place in the sorted list of files.
     """
-    files = sorted(file for file in source.path.rglob("*") if file.is_file()) if source.path.is_dir() else [source.path]
-    for number, file in enumerate(files, start=1):
-        digest = _sha256(file)
-        where = f"sha256:{digest[:16]} (file {number} of {len(files)})"
-        if not _is_dicom(file):
-            yield Rejection(source.name, where, "not-dicom", "a file of another kind among the DICOM files")
+    for file in listed(source.path):
+        if not _is_dicom(file.path):
+            yield Rejection(source.name, file.where, "not-dicom", "a file of another kind among the DICOM files")
             continue
         try:
             with _quietly():
-                found = list(_records(file, digest[:16], where, source))
+                found = list(_records(file, source))
         except Exception as error:  # a damaged header can raise anything
-            found = [Rejection(source.name, where, "unreadable-dicom", f"the header cannot be read ({type(error).__name__})")]
+            found = [Rejection(source.name, file.where, "unreadable-dicom", f"the header cannot be read ({type(error).__name__})")]
         yield from found
 
 
-def _records(file: Path, identifier: str, where: str, source: Source) -> Iterator[Record | Rejection]:
-    original = _dataset(file)
+def _records(file: File, source: Source) -> Iterator[Record | Rejection]:
+    original = _dataset(file.path)
     if getattr(original, "file_meta", {}).get("MediaStorageSOPClassUID") == _DIRECTORY_CLASS:
         return
     if not any(keyword in original for keyword in _PIXELS):
-        yield Rejection(source.name, where, "no-pixel-data", "an object without a picture (a report, a plan, a waveform ...)")
+        yield Rejection(source.name, file.where, "no-pixel-data", "an object without a picture (a report, a plan, a waveform ...)")
         return
     header = deidentify.deidentify(original, source.salt)
-    patient = deidentify.patient_of(original) or identifier
+    patient = deidentify.patient_of(original) or file.digest
     if _LABEL_TYPES & set(_values(header.get("ImageType"))):
-        yield Rejection(source.name, where, "slide-label", "a slide's label or overview, which shows what is written on it")
+        yield Rejection(source.name, file.where, "slide-label", "a slide's label or overview, which shows what is written on it")
         return
     frames = int(header.get("NumberOfFrames") or 1)
     known = _known(header, source)
     for frame in evenly_spread(frames, source.views):
         place = {"frame": frame + 1, "frames": frames} if frames > 1 else {}
         yield Record(
-            id=f"{identifier}-{frame + 1}" if place else identifier,
-            where=f"{where}, frame {frame + 1} of {frames}" if place else where,
-            images=(partial(_open, file, header, frame, source.max_pixels),),
+            id=f"{file.digest}-{frame + 1}" if place else file.digest,
+            where=f"{file.where}, frame {frame + 1} of {frames}" if place else file.where,
+            images=(partial(_open, file.path, header, frame, source.max_pixels),),
             source=source.name,
             license=source.license,
             attribution=source.attribution,
@@ -83,17 +80,11 @@ def _records(file: Path, identifier: str, where: str, source: Source) -> Iterato
         )
 
 
-def evenly_spread(count: int, most: int) -> list[int]:
-    """At most `most` of the indices 0..count-1: the middles of equal stretches."""
-    most = min(count, most)
-    return [(2 * i + 1) * count // (2 * most) for i in range(most)]
-
-
 def _known(header: "Dataset", source: Source) -> dict:
     """Modality, caption and labels: nothing but closed terms, keyed UIDs and moved dates."""
     code, part = header.get("Modality") or "OT", _part(header)
     # OT says "other": the person who adds the source may know. A stated modality is never overruled.
-    modality = source.modality if code == "OT" else anatomy.modality(code, part)
+    modality = vocabulary.modality(source.modality) if code == "OT" else anatomy.modality(code, part)
     facts = {
         "body_part": part,
         "view": header.get("ViewPosition"),
@@ -148,11 +139,6 @@ def _is_dicom(file: Path) -> bool:
         head = stream.read(132)
     # Without a preamble a file begins with an element of group 2 or 8 (PS3.10 7.1), in either byte order.
     return head[128:] == b"DICM" or (len(head) == 132 and head[:2] in (b"\2\0", b"\x08\0", b"\0\x08") and head[2:4].strip(b"\0\1\5\x08\x16") == b"")
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _values(value: object) -> list[str]:
