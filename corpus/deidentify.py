@@ -61,7 +61,8 @@ def deidentify(header: "Dataset", salt: bytes) -> "Dataset":
         for keyword in _DATES:
             if moved := shifted_date(salt, patient_of(header), str(header.get(keyword) or "")):
                 setattr(clean, keyword, moved)
-    clean.SOPClassUID = header.get("SOPClassUID") if getattr(header.get("SOPClassUID"), "is_registered", False) else None
+    if _is_standard(header.get("SOPClassUID")):
+        clean.SOPClassUID = header.SOPClassUID
     clean.PatientIdentityRemoved = "YES"
     clean.DeidentificationMethodCodeSequence = [_code(value, meaning) for value, meaning in METHOD_CODES.items()]
     return clean
@@ -92,6 +93,7 @@ def _allowed(header: "Dataset") -> "Dataset":
     from pydicom import Dataset
 
     clean = Dataset()
+    clean.set_original_encoding(*header.original_encoding)
     for keyword in _NUMBERS:
         if keyword in header and header[keyword].value not in (None, ""):
             element = header[keyword]
@@ -117,6 +119,10 @@ def _closed(value: object, pattern: re.Pattern, keyword: str) -> list[str]:
     values = [value] if isinstance(value, str) else list(value or ())
     terms = [str(v).strip().upper() for v in values]
     return [t for t in terms if pattern.fullmatch(t) and (keyword != "Modality" or t in _MODALITIES)]
+
+
+def _is_standard(uid: object) -> bool:
+    return getattr(uid, "name", "") != str(uid or "")
 
 
 def _code(value: str, meaning: str) -> "Dataset":

@@ -52,7 +52,7 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _records(file: File, source: Source) -> Iterator[Record | Rejection]:
-    original = _dataset(file.path)
+    original = _dataset(file)
     if getattr(original, "file_meta", {}).get("MediaStorageSOPClassUID") == _DIRECTORY_CLASS:
         return
     if not any(keyword in original for keyword in _PIXELS):
@@ -70,7 +70,7 @@ def _records(file: File, source: Source) -> Iterator[Record | Rejection]:
         yield Record(
             id=f"{file.digest}-{frame + 1}" if place else file.digest,
             where=f"{file.where}, frame {frame + 1} of {frames}" if place else file.where,
-            images=(partial(_open, file.path, header, frame, source.max_pixels),),
+            images=(partial(_open, file, header, frame, source.max_pixels),),
             source=source.name,
             license=source.license,
             attribution=source.attribution,
@@ -82,9 +82,9 @@ def _records(file: File, source: Source) -> Iterator[Record | Rejection]:
 
 def _known(header: "Dataset", source: Source) -> dict:
     """Modality, caption and labels: nothing but closed terms, keyed UIDs and moved dates."""
-    code, part = header.get("Modality") or "OT", _part(header)
-    # OT says "other": the person who adds the source may know. A stated modality is never overruled.
-    modality = vocabulary.modality(source.modality) if code == "OT" else anatomy.modality(code, part)
+    code, part = header.get("Modality"), _part(header)
+    # OT says "other": the person who adds the source may know. Any other modality is never overruled.
+    modality = vocabulary.modality(source.modality) if code in (None, "OT") else anatomy.modality(code, part)
     facts = {
         "body_part": part,
         "view": header.get("ViewPosition"),
@@ -108,7 +108,7 @@ def _is_secondary_capture(header: "Dataset") -> bool:
     return "Secondary Capture" in getattr(header.get("SOPClassUID"), "name", "") or "SCREEN SAVE" in _values(header.get("ImageType"))
 
 
-def _open(file: Path, header: "Dataset", frame: int, max_pixels: int) -> Pillow.Image:
+def _open(file: File, header: "Dataset", frame: int, max_pixels: int) -> Pillow.Image:
     """Raises Unreadable with reason too-large or unreadable-image."""
     from pydicom.pixels import pixel_array
 
@@ -122,12 +122,12 @@ def _open(file: Path, header: "Dataset", frame: int, max_pixels: int) -> Pillow.
 
 
 @lru_cache(maxsize=1)
-def _dataset(file: Path) -> "Dataset":
+def _dataset(file: File) -> "Dataset":
     """The whole file; large elements are read when they are needed. Identifiers are in it: for this module only."""
     from pydicom import dcmread
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    dataset = dcmread(file, force=True, defer_size=2**16)
+    dataset = dcmread(file.path, force=True, defer_size=2**16)
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian

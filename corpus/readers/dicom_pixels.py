@@ -29,8 +29,10 @@ def picture(values: np.ndarray, header: "Dataset", frame: int = 0) -> Pillow.Ima
 
 
 def _grey(values: np.ndarray, header: "Dataset") -> Pillow.Image:
+    from pydicom.pixels import apply_modality_lut
+
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
-    meant = _modality(values, header)
+    meant = apply_modality_lut(values, header)
     shown = _displayed(meant, header)
     if shown is None and values.dtype == np.uint8:
         shown = values / (2 ** int(header.BitsStored) - 1)
@@ -40,21 +42,28 @@ def _grey(values: np.ndarray, header: "Dataset") -> Pillow.Image:
     return Pillow.fromarray(-meant if inverted else meant)
 
 
-def _modality(values: np.ndarray, header: "Dataset") -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut
-
-    return apply_modality_lut(values, header)
-
-
 def _displayed(values: np.ndarray, header: "Dataset") -> np.ndarray | None:
-    """Values through the VOI LUT or the first window, from 0 to 1; None if the header has neither."""
-    from pydicom.pixels import apply_voi
-
+    """Values through the first VOI LUT or else the first window, from 0 to 1; None if the header has neither."""
     if header.get("VOILUTSequence"):
-        bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-        return apply_voi(values, header) / (2**bits - 1)
-    widths, centres = (np.atleast_1d(np.array(header.get(k) if header.get(k) is not None else [], float)) for k in ("WindowWidth", "WindowCenter"))
-    return window(values, centres[0], widths[0], header.get("VOILUTFunction") or "LINEAR") if len(widths) and len(centres) and widths[0] > 0 else None
+        return _looked_up(values, header.VOILUTSequence[0], header.original_encoding[1])
+    centre, width = (_first(header.get(keyword)) for keyword in ("WindowCenter", "WindowWidth"))
+    return window(values, centre, width, header.get("VOILUTFunction") or "LINEAR") if centre is not None and width else None
+
+
+def _looked_up(values: np.ndarray, table: "Dataset", little_endian: bool) -> np.ndarray:
+    """Values from 0 to 1 through a table (PS3.3 C.11.2.1.1), whose entries may be bytes or words."""
+    entries, first, bits = (int(number) for number in table.LUTDescriptor)
+    entries, data = entries or 2**16, table.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else "<u2" if little_endian else ">u2")
+    place = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
+    return np.asarray(data)[place] / (2**bits - 1)
+
+
+def _first(value: object) -> float | None:
+    """The first of one or several numbers."""
+    numbers = np.atleast_1d(np.asarray([] if value is None else value, float))
+    return float(numbers[0]) if len(numbers) else None
 
 
 def window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:

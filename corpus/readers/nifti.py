@@ -57,7 +57,7 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _slices(file: File, source: Source) -> Iterator[Record]:
-    volume = _volume(file.path, source.max_pixels)
+    volume = _volume(file, source.max_pixels)
     shown = _shown(volume, source.plane)
     if not shown:
         raise Unreadable("empty-volume", "no slice shows anything")
@@ -68,7 +68,7 @@ def _slices(file: File, source: Source) -> Iterator[Record]:
         yield Record(
             id=f"{file.digest}-{index}",
             where=f"{file.where}, {source.plane} slice {index}",
-            images=(partial(_open, file.path, source.plane, index, source.max_pixels),),
+            images=(partial(_open, file, source.plane, index, source.max_pixels),),
             modality=modality or source.modality,
             source=source.name,
             license=source.license,
@@ -81,12 +81,12 @@ def _slices(file: File, source: Source) -> Iterator[Record]:
 
 
 @lru_cache(maxsize=1)
-def _volume(path: Path, max_pixels: int) -> Volume:
+def _volume(file: File, max_pixels: int) -> Volume:
     """Raises Unreadable: unreadable-volume, too-large, not-a-volume or label-volume."""
     import nibabel
 
     try:
-        image = nibabel.load(path)
+        image = nibabel.load(file.path)
         shape, dtype = image.shape, image.get_data_dtype()
         if not 2 <= len(shape) <= 4 or dtype.kind not in "iuf":
             raise Unreadable("not-a-volume", f"{len(shape)}-D of type {dtype.kind!r}; two to four dimensions of real numbers are read")
@@ -125,9 +125,9 @@ def _shown(volume: Volume, plane: str) -> list[int]:
     return [int(i) for i in np.flatnonzero(share > _NEAR_EMPTY)]
 
 
-def _open(path: Path, plane: str, index: int, max_pixels: int) -> Pillow.Image:
+def _open(file: File, plane: str, index: int, max_pixels: int) -> Pillow.Image:
     """The slice as radiologists hang it: the patient's right (or front, sagittal) on the left, front or head on top."""
-    volume = _volume(path, max_pixels)
+    volume = _volume(file, max_pixels)
     across = _ACROSS[plane]
     values = np.take(volume.values, index, axis=across)
     values = values[::-1, ::-1].T
