@@ -1,5 +1,6 @@
 """Quality control: each record becomes clean samples, or is kept aside with its reason."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -12,6 +13,9 @@ from corpus.params import BurnedInParams, QualityParams
 from corpus.patients import patient_key
 from corpus.record import Record, Rejection, Unreadable
 from corpus.sample import SPLITS, Image, Sample
+
+# At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
+logging.getLogger("PIL").setLevel(logging.INFO)
 
 
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:

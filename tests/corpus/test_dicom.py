@@ -204,3 +204,12 @@ def test_which_paths_are_recognised(tmp_path):
     save(dataset(GRADIENT.astype(np.uint8)), tmp_path / "x.dcm")
     assert dicom.recognises(tmp_path)
     assert [type(found) for found in records(tmp_path)] == [Rejection, Record]
+
+
+def test_transfer_syntaxes_that_can_be_decoded():
+    from pydicom import uid
+    from pydicom.pixels import get_decoder
+
+    lossless = (uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.RLELossless, uid.DeflatedExplicitVRLittleEndian)
+    lossy = (uid.JPEGBaseline8Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
+    assert all(get_decoder(syntax).is_available for syntax in lossless + lossy)
