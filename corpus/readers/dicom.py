@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image as Pillow
 
 from corpus import anatomy, deidentify, vocabulary
-from corpus.readers import dicom_pixels
+from corpus.readers import dicom_decoding, dicom_pixels
 from corpus.readers.files import File, evenly_spread, listed
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -110,13 +110,11 @@ def _is_secondary_capture(header: "Dataset") -> bool:
 
 def _open(file: File, header: "Dataset", frame: int, max_pixels: int) -> Pillow.Image:
     """Raises Unreadable with reason too-large or unreadable-image."""
-    from pydicom.pixels import pixel_array
-
     if header.get("Rows", 0) * header.get("Columns", 0) > max_pixels:
         raise Unreadable("too-large", f"{header.Columns}x{header.Rows} px exceed the limit of {max_pixels:,} pixels")
     try:
         with _quietly():
-            return dicom_pixels.picture(pixel_array(_dataset(file), index=frame), header, frame)
+            return dicom_pixels.picture(dicom_decoding.decode(_dataset(file), file.path, frame), header, frame)
     except Exception as error:  # decoders raise anything on damaged pixels
         raise Unreadable("unreadable-image", f"cannot be decoded ({type(error).__name__})") from None
 

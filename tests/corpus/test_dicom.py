@@ -197,6 +197,19 @@ def test_noise_never_raises(tmp_path):
         take_in(dicom, Source(tmp_path, "s", license="MIT"))
 
 
+@pytest.mark.parametrize("name", ["SC_rgb_jpeg_gdcm.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_rle.dcm"])
+def test_damaged_compressed_pictures_never_take_the_process_down(tmp_path, name):
+    whole, rng = dicom_table.files()[name].read_bytes(), np.random.default_rng(0)
+    start = whole.index(b"\xe0\x7f\x10\x00") + 12
+    for _ in range(12):
+        damaged = bytearray(whole)
+        for place in rng.integers(start, min(len(whole), start + 400), 6):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "x.dcm").write_bytes(damaged)
+        take_in(dicom, Source(tmp_path, "s", license="MIT", modality="CT"))
+    assert len(take_in(dicom, Source(dicom_table.files()[name], "s", license="MIT", modality="CT")).samples) == 1
+
+
 def test_which_paths_are_recognised(tmp_path):
     assert dicom.recognises(dicom_table.files()["no_meta_group_length.dcm"]) and not dicom.recognises(dicom_table.files()["README.txt"])
     (tmp_path / "notes.txt").write_text("nothing")
