@@ -20,6 +20,14 @@ class PhantomParams(_Section):
     test_share: float = Field(0.15, gt=0, lt=0.5)
 
 
+class BurnedInParams(_Section):
+    """Where text burned into the picture is looked for, as it may name the patient."""
+
+    modalities: tuple[str, ...] = Field(("Ultrasound", "Endoscopy"), description="pictures of these are looked at")
+    secondary_captures: bool = Field(True, description="and DICOM secondary captures and screen saves of any modality")
+    letters: float = Field(4, ge=3, description="letters in a row from which a picture is kept aside")
+
+
 class QualityParams(_Section):
     """What a record must satisfy to be kept."""
 
@@ -30,6 +38,7 @@ class QualityParams(_Section):
     max_text: int = Field(1024, ge=16, description="characters of a caption, question or answer")
     languages: tuple[str, ...] = ("en",)
     licenses: tuple[str, ...] = LICENSES
+    burned_in: BurnedInParams = BurnedInParams()
 
 
 class ShardParams(_Section):

@@ -1,5 +1,6 @@
 """Quality control: each record becomes clean samples, or is kept aside with its reason."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -7,11 +8,14 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from corpus import tasks, vocabulary
-from corpus.params import QualityParams
+from corpus import burned_in, tasks, vocabulary
+from corpus.params import BurnedInParams, QualityParams
 from corpus.patients import patient_key
 from corpus.record import Record, Rejection, Unreadable
 from corpus.sample import SPLITS, Image, Sample
+
+# At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
+logging.getLogger("PIL").setLevel(logging.INFO)
 
 
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:
@@ -34,8 +38,11 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     caption, instruction = (text if text and len(text) <= params.max_text else None for text in (record.caption, record.instruction))
     if not (turns or caption or (instruction and record.target)):
         return reject("no-text", "neither a caption nor an answered question in the languages kept")
+    if record.labels.get("burned_in") == "YES":
+        return reject("burned-in-text", "its header says that identifying text is burned in")
+    suspect = _is_suspect(record, modality, params.burned_in)
     try:
-        cleaned = [clean(opener(), params) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
+        cleaned = [clean(opener(), params, suspect) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
     except Unreadable as error:
         return reject(error.reason, str(error))
     images = tuple(Image.encode(picture, lossy=picture.width * picture.height > 128 * 128) for picture, _ in cleaned)
@@ -54,11 +61,16 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     return [Sample(f"{record.source}/{record.id}#{mark}", task, parts=parts, images=shown, **known) for mark, task, parts, shown in made]
 
 
-def clean(picture: Pillow.Image, params: QualityParams) -> tuple[Pillow.Image, str]:
+def _is_suspect(record: Record, modality: str, params: BurnedInParams) -> bool:
+    captured = record.labels.get("image_class") == "secondary capture"
+    return modality in params.modalities or (captured and params.secondary_captures)
+
+
+def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -> tuple[Pillow.Image, str]:
     """The picture upright, as 8-bit grey or RGB, within the size limits; and what it was, if it had to change.
 
     Raises:
-        Unreadable: it is smaller than the limit.
+        Unreadable: it is smaller than the limit, or `suspect` and seems to carry text.
     """
     mode = picture.mode
     picture = ImageOps.exif_transpose(picture)
@@ -71,6 +83,9 @@ def clean(picture: Pillow.Image, params: QualityParams) -> tuple[Pillow.Image, s
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     if min(picture.size) < params.min_side:
         raise Unreadable("too-small", f"{picture.width}x{picture.height} px; the shorter side must have {params.min_side}")
+    # Before it is made smaller: what a person can read then is too small to be found.
+    if suspect and burned_in.seems_to_carry_text(picture) >= params.burned_in.letters:
+        raise Unreadable("burned-in-text", "it seems to carry text, which may name the patient")
     picture.thumbnail((params.max_side, params.max_side), Pillow.Resampling.LANCZOS)
     return picture, "" if mode in ("L", "RGB") else mode
 
