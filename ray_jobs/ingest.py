@@ -7,6 +7,8 @@ import argparse
 from pathlib import Path
 
 from corpus import intake, release
+from corpus.readers import records
+from corpus.readers.source import Source
 from infra.settings import get_settings
 from infra.store import corpus_store
 from ray_jobs.params import load_params
@@ -24,7 +26,8 @@ def add_source(path: Path, name: str | None = None, on_progress=lambda seen: Non
     params = load_params(settings.params_file)
     folder = path.resolve()
     label = name or (folder.name if folder.is_dir() else folder.parent.name)
-    return intake.add(path, label.lower().replace(" ", "-"), params.corpus, corpus_store(), salt(), on_progress)
+    source = Source(folder, label.lower().replace(" ", "-"), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt())
+    return intake.add(source.name, records.read(source), params.corpus, corpus_store(), intake.one_by_one(params.corpus, salt()), on_progress)
 
 
 def salt() -> bytes:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from corpus import quality
+from corpus import index, quality
 from corpus.params import CorpusParams, QualityParams
 from corpus.record import Rejection
 from corpus.sample import Sample
+from corpus.settle import settle
 
 SALT = b"salt"
 
@@ -28,5 +29,5 @@ def take_in(reader, source, params: QualityParams = CorpusParams().quality) -> T
     for record in reader.read(source):
         outcome = record if isinstance(record, Rejection) else quality.examine(record, params, SALT)
         aside.append(outcome) if isinstance(outcome, Rejection) else kept.extend(outcome)
-    settled, late = quality.settle(kept)
-    return Taken(settled, aside + late)
+    settled = settle(index.read(index.to_bytes([index.row(sample) for sample in kept]), "all"))
+    return Taken([sample for sample, stays in zip(kept, settled.kept) if stays], aside + settled.aside)
