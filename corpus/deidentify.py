@@ -27,10 +27,13 @@ _SEQUENCES = """ModalityLUTSequence VOILUTSequence SharedFunctionalGroupsSequenc
 PixelValueTransformationSequence FrameVOILUTSequence AnatomicRegionSequence FrameAnatomySequence""".split()
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _DATES = ("StudyDate",)
+_MODALITIES = """AR AS AU BDUS BI BMD CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN
+    LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT
+    RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XC XAPROTOCOL""".split()
 # Coded strings can hold anything in a bad file: only the terms of the standard stay.
 _TERMS = {
-    "Modality": re.compile(r"[A-Z]{2,9}"),
-    "PhotometricInterpretation": re.compile(r"MONOCHROME[12]|RGB|PALETTE COLOR|YBR_\w{3,13}"),
+    "Modality": re.compile("|".join(_MODALITIES)),
+    "PhotometricInterpretation": re.compile("MONOCHROME[12]|RGB|PALETTE COLOR|YBR_(FULL|FULL_422|PARTIAL_422|PARTIAL_420|ICT|RCT)"),
     "VOILUTFunction": re.compile("LINEAR|LINEAR_EXACT|SIGMOID"),
     "BurnedInAnnotation": re.compile("YES|NO"),
     "ImageType": re.compile("ORIGINAL|DERIVED|PRIMARY|SECONDARY|VOLUME|LABEL|OVERVIEW|THUMBNAIL|LOCALIZER|AXIAL|SCREEN SAVE"),
@@ -38,11 +41,6 @@ _TERMS = {
     "ViewPosition": re.compile("|".join(anatomy.VIEWS)),
     "CodeValue": re.compile("|".join(map(re.escape, anatomy.REGION_CODES))),
 }
-_MODALITIES = frozenset(
-    """AR AS AU BDUS BI BMD CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT IVUS KER KO LEN
-    LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG RTDOSE RTIMAGE RTINTENT
-    RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA XA XC XAPROTOCOL""".split()
-)
 
 
 def deidentify(header: "Dataset", salt: bytes) -> "Dataset":
@@ -99,7 +97,7 @@ def _allowed(header: "Dataset") -> "Dataset":
             element = header[keyword]
             clean.add_new(element.tag, element.VR, _number(element.value))
     for keyword, pattern in _TERMS.items():
-        if terms := _closed(header.get(keyword), pattern, keyword):
+        if terms := _closed(header.get(keyword), pattern):
             setattr(clean, keyword, terms if len(terms) > 1 else terms[0])
     for keyword in _SEQUENCES:
         if header.get(keyword):
@@ -115,10 +113,10 @@ def _number(value: object) -> object:
     return [float(v) if isinstance(v, str) else v for v in value]
 
 
-def _closed(value: object, pattern: re.Pattern, keyword: str) -> list[str]:
+def _closed(value: object, pattern: re.Pattern) -> list[str]:
     values = [value] if isinstance(value, str) else list(value or ())
     terms = [str(v).strip().upper() for v in values]
-    return [t for t in terms if pattern.fullmatch(t) and (keyword != "Modality" or t in _MODALITIES)]
+    return [term for term in terms if pattern.fullmatch(term)]
 
 
 def _is_standard(uid: object) -> bool:

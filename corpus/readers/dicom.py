@@ -63,7 +63,7 @@ def _records(file: File, source: Source) -> Iterator[Record | Rejection]:
     if _LABEL_TYPES & set(_values(header.get("ImageType"))):
         yield Rejection(source.name, file.where, "slide-label", "a slide's label or overview, which shows what is written on it")
         return
-    frames = int(header.get("NumberOfFrames") or 1)
+    frames = max(1, int(header.get("NumberOfFrames") or 1))
     known = _known(header, source)
     for frame in evenly_spread(frames, source.views):
         place = {"frame": frame + 1, "frames": frames} if frames > 1 else {}

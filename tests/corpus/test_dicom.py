@@ -14,6 +14,7 @@ from tests.corpus import dicom_table
 from tests.corpus.dicom_making import dataset, save
 from tests.corpus.taking_in import SALT, take_in
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom, at values that are meant to be wrong
 GRADIENT = np.arange(64 * 64).reshape(64, 64)
 
 
@@ -120,6 +121,11 @@ def test_padding_does_not_stretch_the_window(tmp_path):
     values = GRADIENT.astype(np.int16)
     values[0] = -2000
     assert picture(tmp_path, dataset(values, PixelPaddingValue=-2000)).min() == 64
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_a_senseless_number_of_frames_loses_nothing(tmp_path, count):
+    assert len(records(save(dataset(GRADIENT.astype(np.uint8), NumberOfFrames=count), tmp_path / "x.dcm"))) == 1
 
 
 def test_frames_are_spread_evenly(tmp_path):

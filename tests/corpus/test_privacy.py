@@ -21,6 +21,7 @@ from tests.corpus.dicom_making import dataset, save
 from tests.corpus.taking_in import SALT, take_in
 from tests.corpus.test_deidentify import NUMBERS, SECRET, identified
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom, at the values planted
 SPELLINGS = [form for secret in (SECRET, NUMBERS["DA"], NUMBERS["UI"]) for form in (secret.encode(), secret.encode("utf-16-le"), secret.lower().encode())]
 
 
@@ -65,6 +66,8 @@ def dicom_folder(tmp_path) -> Path:
     good = without_numbers(identified())
     good.Rows = good.Columns = 64
     good.PixelData = picture().tobytes() + SECRET.encode()
+    good.file_meta.SourceApplicationEntityTitle = SECRET
+    good.file_meta.PrivateInformationCreatorUID, good.file_meta.PrivateInformation = NUMBERS["UI"], SECRET.encode()
     good.preamble = SECRET.encode().ljust(128, b"\0")
     icon = dataset(picture(8))
     icon.PatientName = SECRET
