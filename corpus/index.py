@@ -21,7 +21,9 @@ SCHEMA = pa.schema(
     + [(name, pa.uint64()) for name in ("content", "record", "picture")]
     # Of each turn: picture with question, and answer.
     + [(name, pa.list_(pa.uint64())) for name in ("asked", "answered")]
-    + [("look", pa.binary(16)), ("side", pa.int32()), ("text_length", pa.int32()), ("aspect", pa.float32()), ("entropy", pa.float32()), ("bytes", pa.int64())]
+    # pHash and dHash of the last picture; 0 and 0 where it was not measured.
+    + [("phash", pa.uint64()), ("dhash", pa.uint64())]
+    + [("side", pa.int32()), ("text_length", pa.int32()), ("aspect", pa.float32()), ("entropy", pa.float32()), ("bytes", pa.int64())]
 )
 
 
@@ -30,6 +32,7 @@ def row(sample: Sample) -> dict:
     last = sample.images[-1] if sample.images else None
     texts = [part.text for part in sample.parts if part.text]
     turns = sample.turns if sample.task == "understanding" else []
+    look = str(sample.quality.get("look", "0" * 32))
     sides = [min(image.width, image.height) for image in sample.images]
     return {name: getattr(sample, name) for name in ("id", "patient", "task", "modality", "source", "license", "split")} | {
         "content": content(sample),
@@ -37,7 +40,8 @@ def row(sample: Sample) -> dict:
         "picture": int(last.sha256[:16], 16) if last else 0,
         "asked": [hash64(sample.images[0].sha256 + turn.question.casefold()) for turn in turns],
         "answered": [hash64(turn.answer.casefold()) for turn in turns],
-        "look": bytes.fromhex(sample.quality.get("look", "0" * 32)),
+        "phash": int(look[:16], 16),
+        "dhash": int(look[16:], 16),
         "side": min(sides, default=None),
         "text_length": sum(map(len, texts)) + max(0, len(texts) - 1),
         "aspect": last.width / last.height if last else None,

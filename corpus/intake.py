@@ -48,7 +48,7 @@ def add(name: str, records: Iterable[Record | Rejection], params: CorpusParams, 
     taken = _take_in(name, examine(records), _Known(before, store, forgotten(store)), params, store, on_progress)
     listed = [s for s in before.get("shards", []) if s["shard"] in taken.still_used] + taken.written
     counts = {"seen": taken.seen, "kept": taken.seen - len(taken.aside), "quarantined": len(taken.aside)}
-    return _publish(store, _settled(store, name, listed, taken.stale, taken.aside, {"records": counts, "questions_left_out": taken.left_out}), before)
+    return _publish(store, _settled(store, params, name, listed, taken.stale, taken.aside, {"records": counts, "questions_left_out": taken.left_out}), before)
 
 
 def without_patient(record: dict, patient: str, params: CorpusParams, store: ObjectStore) -> tuple[dict, list[str]]:
@@ -69,15 +69,15 @@ def without_patient(record: dict, patient: str, params: CorpusParams, store: Obj
         return record, []
     aside = shards.read_quarantine(store.get(record["rejected"]))
     kept = {key: record[key] for key in ("records", "questions_left_out")}
-    return _publish(store, _settled(store, record["name"], listed, stale, aside, kept), record), old
+    return _publish(store, _settled(store, params, record["name"], listed, stale, aside, kept), record), old
 
 
-def _settled(store: ObjectStore, name: str, listed: list[dict], stale: dict[str, list[int]], aside: list[Rejection], counts: dict) -> dict:
+def _settled(store: ObjectStore, params: CorpusParams, name: str, listed: list[dict], stale: dict[str, list[int]], aside: list[Rejection], counts: dict) -> dict:
     """The record of a source that holds these shards less some rows, after the checks that see all of it."""
     stale = {s["shard"]: stale[s["shard"]] for s in listed if s["shard"] in stale}
     removed = {shard: list(rows) for shard, rows in stale.items()}
     table = index.join([index.read(store.get(s["index_key"]), s["shard"], stale.get(s["shard"], ())) for s in listed])
-    settled = settle(table)
+    settled = settle(table, params.quality.near_distance)
     late, kept = table.filter(pa.array(~settled.kept)), table.filter(pa.array(settled.kept))
     for shard, row in zip(late["shard"].to_pylist(), late["row"].to_pylist()):
         removed.setdefault(shard, []).append(row)

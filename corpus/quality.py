@@ -16,6 +16,10 @@ from corpus.sample import Image, Sample
 logging.getLogger("PIL").setLevel(logging.INFO)
 
 
+# DCT-II of 32 points, its eight lowest frequencies.
+_LOW_FREQUENCIES = np.cos(np.pi / 32 * np.outer(np.arange(8), np.arange(32) + 0.5)).astype(np.float32)
+
+
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:
     """Samples of a record: understanding where it has questions, generation where it has a caption, interleaved where it has a target."""
 
@@ -111,11 +115,14 @@ def _require_content(picture: Pillow.Image, params: QualityParams) -> None:
 
 
 def measures(picture: Pillow.Image) -> dict:
-    """What later checks want to know of a picture: entropy in bits, and its look: 128 bits that survive resizing and recoding.
+    """What later checks want to know of a picture: entropy in bits, and its look: two 64-bit hashes that survive resizing and recoding.
 
-    The bits are two difference hashes: is a cell of a 9x9 reduction brighter than its neighbour to the right, and below?
+    They are the field's pHash (signs of the 8x8 lowest DCT coefficients of a 32x32 reduction about their median) and
+    dHash (is a cell of a 9x8 reduction brighter than its left neighbour?), as the package imagehash computes them.
     """
     grey = picture if picture.mode == "L" else picture.convert("L")
-    cells = np.asarray(grey.resize((9, 9), Pillow.Resampling.BOX, reducing_gap=2.0), dtype=np.int16)
-    bits = np.concatenate([(cells[:8, 1:] > cells[:8, :-1]).ravel(), (cells[1:, :8] > cells[:-1, :8]).ravel()])
+    cells = np.asarray(grey.resize((32, 32), Pillow.Resampling.LANCZOS, reducing_gap=3.0), dtype=np.float32)
+    low = _LOW_FREQUENCIES @ cells @ _LOW_FREQUENCIES.T
+    steps = np.asarray(grey.resize((9, 8), Pillow.Resampling.LANCZOS, reducing_gap=3.0))
+    bits = np.concatenate([(low > np.median(low)).ravel(), (steps[:, 1:] > steps[:, :-1]).ravel()])
     return {"entropy": round(grey.entropy(), 4), "look": np.packbits(bits).tobytes().hex()}

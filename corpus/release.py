@@ -66,7 +66,7 @@ def build(sources: list[dict], out: Path, params: CorpusParams, store: ObjectSto
         parts, aside = parts + found, aside + rejected
         on_step(f"{source['name']}: {sum(len(part.table) for part in found)} samples, {len(rejected)} kept aside")
     table = index.join([part.table for part in parts])
-    settled = settle(table)
+    settled = settle(table, params.quality.near_distance)
     kept = table.filter(pa.array(settled.kept))
     report = expectations.validate(expectations.table(kept), params)
     out.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from corpus import index
+from corpus import index, near
 from corpus.record import Rejection
 from corpus.sample import SPLITS
 
@@ -23,11 +23,14 @@ class Settled:
     aside: list[Rejection]
 
 
-def settle(table: pa.Table) -> Settled:
+def settle(table: pa.Table, near_distance: int) -> Settled:
     """Judge an index as a whole. The order of its rows decides between equals: the earlier one stays."""
     state = _State(table)
-    for check in (_repeated_ids, _contradictions, _duplicates, _leaks):
-        check(state)
+    _repeated_ids(state)
+    _contradictions(state)
+    _duplicates(state)
+    _near_duplicates(state, near_distance)
+    _leaks(state)
     return Settled(state.kept, state.aside)
 
 
@@ -41,6 +44,8 @@ class _State:
         codes = np.array([SPLITS.index(name) for name in _dictionary(table, "split")] or [0], dtype=np.int8)
         self.protection = codes[index.column(table, "split")]
         self.task = index.column(table, "task")
+        self.look = index.column(table, "phash"), index.column(table, "dhash")
+        self.source, self.patient = index.column(table, "source"), index.column(_encoded(table, "patient"), "patient")
         self.picture, self.record = index.column(table, "picture"), index.column(table, "record")
         # A pair's target belongs to its source picture: only the pair as a whole is told apart.
         self.shows = (self.picture != 0) & ~self.is_task("interleaved")
@@ -60,7 +65,7 @@ class _State:
 
 
 def _repeated_ids(state: _State) -> None:
-    codes = index.column(state.table.set_column(0, "id", state.table["id"].combine_chunks().dictionary_encode()), "id")
+    codes = index.column(_encoded(state.table, "id"), "id")
     first = np.zeros(len(codes), dtype=bool)
     first[np.unique(codes, return_index=True)[1]] = True
     rows = np.flatnonzero(~first)
@@ -87,6 +92,24 @@ def _duplicates(state: _State) -> None:
         state.reject(rows, "duplicate", (f"the same picture as {_record(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
 
 
+def _near_duplicates(state: _State, distance: int) -> None:
+    """Look-alikes of another patient in another split or source. Slices of one patient look alike by nature."""
+    shown = np.flatnonzero(state.kept & state.shows & (state.look[0] != 0))
+    # One row a picture is enough to compare.
+    rows = shown[np.unique(state.picture[shown], return_index=True)[1]]
+    first, second = rows[near.pairs(state.look[0][rows], state.look[1][rows], distance)].T
+    elsewhere = (state.protection[first] != state.protection[second]) | (state.source[first] != state.source[second])
+    apart = elsewhere & (state.patient[first] != state.patient[second])
+    lesser, better = np.minimum(first, second)[apart], np.maximum(first, second)[apart]
+    swap = (state.protection[lesser] > state.protection[better]) | ((state.protection[lesser] == state.protection[better]) & (lesser < better))
+    lesser, better = np.where(swap, better, lesser), np.where(swap, lesser, better)
+    pictures, which = np.unique(state.picture[lesser], return_index=True)
+    like = dict(zip(pictures.tolist(), better[which].tolist()))
+    rejected = shown[np.isin(state.picture[shown], pictures)]
+    owners = np.array([like[picture] for picture in state.picture[rejected].tolist()], dtype=np.int64)
+    state.reject(rejected, "near-duplicate", (f"looks like {_record(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
+
+
 def _lesser_copies(rows: np.ndarray, group: np.ndarray, state: _State) -> tuple[np.ndarray, np.ndarray]:
     """Of rows in groups: those that another record keeps out, and beside each the row that stays for its group."""
     order = np.lexsort((rows, -state.protection[rows], group))
@@ -99,11 +122,10 @@ def _lesser_copies(rows: np.ndarray, group: np.ndarray, state: _State) -> tuple[
 
 
 def _leaks(state: _State) -> None:
-    patients = state.table["patient"].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    protected = np.zeros(patients.max(initial=-1) + 1, dtype=np.int8)
-    np.maximum.at(protected, patients[state.kept], state.protection[state.kept])
-    rows = np.flatnonzero(state.kept & (state.protection < protected[patients]))
-    state.reject(rows, "split-leakage", (f"the same patient or group is in {SPLITS[s]}" for s in protected[patients[rows]]))
+    protected = np.zeros(state.patient.max(initial=-1) + 1, dtype=np.int8)
+    np.maximum.at(protected, state.patient[state.kept], state.protection[state.kept])
+    rows = np.flatnonzero(state.kept & (state.protection < protected[state.patient]))
+    state.reject(rows, "split-leakage", (f"the same patient or group is in {SPLITS[s]}" for s in protected[state.patient[rows]]))
 
 
 def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +133,11 @@ def _flat(table: pa.Table, name: str) -> tuple[np.ndarray, np.ndarray]:
     lists = table[name].combine_chunks()
     counts = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     return lists.flatten().to_numpy(zero_copy_only=False), np.repeat(np.arange(len(counts)), counts)
+
+
+def _encoded(table: pa.Table, name: str) -> pa.Table:
+    """Words of a column as codes."""
+    return table.select([name]).set_column(0, name, table[name].combine_chunks().dictionary_encode())
 
 
 def _dictionary(table: pa.Table, name: str) -> list[str]:

@@ -29,5 +29,5 @@ def take_in(reader, source, params: QualityParams = CorpusParams().quality) -> T
     for record in reader.read(source):
         outcome = record if isinstance(record, Rejection) else quality.examine(record, params, SALT)
         aside.append(outcome) if isinstance(outcome, Rejection) else kept.extend(outcome)
-    settled = settle(index.read(index.to_bytes([index.row(sample) for sample in kept]), "all"))
+    settled = settle(index.read(index.to_bytes([index.row(sample) for sample in kept]), "all"), params.near_distance)
     return Taken([sample for sample, stays in zip(kept, settled.kept) if stays], aside + settled.aside)
