@@ -6,7 +6,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Source:
-    """A file or folder to read. What its files say themselves counts for more than what is said here."""
+    """A file or folder to read. What its files say themselves counts for more than what is said here.
+
+    `root` is the folder that was added, when `path` is one of the files found in it.
+    """
 
     path: Path
     name: str
@@ -18,3 +21,13 @@ class Source:
     split: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     image_root: Path | None = None
+    root: Path | None = None
+
+    def place(self, file: Path) -> str:
+        """A file's path within the source, never one of this machine."""
+        top = self.root or (self.path if self.path.is_dir() else self.path.parent)
+        return file.relative_to(top).as_posix() if file.is_relative_to(top) else file.name
+
+    def known(self, **said: object) -> dict:
+        """What the files say of a record (`modality`, `license`, `attribution`, `split`), filled up with what is said here."""
+        return {"source": self.name} | {name: said.get(name) or getattr(self, name) for name in ("modality", "license", "attribution", "split")}
