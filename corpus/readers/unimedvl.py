@@ -1,0 +1,67 @@
+"""A row of UniMedVL's training data, in whatever file it lies: what its pictures and messages mean.
+
+Both inputs and outputs: an edit of the first input into the first output. An output alone, or an input with the task
+"generation": a picture to draw. Inputs alone: questions about them. None: text.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+from corpus.readers.fields import answer, kept, modality, text, turn
+from corpus.readers.pictures import find
+from corpus.readers.source import Source
+from corpus.record import Record
+from corpus.sample import Turn
+
+FIELDS = ("main_task_type", "sub_task_type", "modality", "dataset", "input_img", "output_img", "message")
+_DRAWING = ("generation", "t2i", "text-to-image")
+
+
+def record(row: dict, key: str, where: str, root: Path, source: Source, noted: dict) -> Record:
+    """The record of a row with `FIELDS`, of which absent ones count as empty, and optionally caption, license, attribution, split, patient.
+
+    Args:
+        root: the folder that picture paths start from.
+        noted: further labels.
+
+    Raises:
+        TypeError, ValueError, KeyError, AttributeError: the row is not one.
+    """
+    inputs, outputs = ([find(cell, root, source.max_pixels) for cell in _cells(row.get(name))] for name in ("input_img", "output_img"))
+    turns, task = _turns(row.get("message")), (text(row.get("main_task_type")) or "").casefold()
+    asked = turns[0].question if turns else None
+    said = kept(row, "dataset", "main_task_type", "sub_task_type")
+    if outputs or (inputs and any(word in task for word in _DRAWING)):
+        said |= {"response": turns[0].answer} if turns and turns[0].answer else {}
+        content = {"instruction": asked, "target": outputs[0][1]} if inputs and outputs else {"caption": asked}
+        shown = inputs[:1] if inputs and outputs else (outputs or inputs)[:1]
+    else:
+        content, shown = {"turns": tuple(t for t in turns if t.answer), "caption": text(row.get("caption"))}, inputs
+    first = (inputs or outputs or [(key, None)])[0][0]
+    return Record(
+        id=key,
+        where=where,
+        images=tuple(opener for _, opener in shown),
+        patient=str(row.get("patient") or first),
+        labels=said | noted,
+        **content,
+        **source.known(modality=modality(row.get("modality")), **{name: row.get(name) for name in ("license", "attribution", "split")}),
+    )
+
+
+def _cells(value: object) -> list:
+    value = json.loads(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
+    return [] if value is None or value == "" else [v for v in value if v] if isinstance(value, list) else [value]
+
+
+def _turns(message: object) -> list[Turn]:
+    """Pairs of a human's and the model's words; a human's last words without an answer have an empty one."""
+    said = [(m["from"], answer(str(m["value"] or "").replace("<image>", " "))) for m in (json.loads(message) if isinstance(message, str) else message or [])]
+    said.append(("human", None))
+    turns = []
+    for (who, words), (next_one, reply) in pairwise(said):
+        if who == "human" and words:
+            pair = turn(words, reply if next_one == "gpt" else None)
+            turns.append(pair or Turn(words, "", "OPEN"))
+    return turns
