@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 from corpus import quality, shards
 from corpus.params import CorpusParams
-from corpus.readers import records
+from corpus.readers import formats
 from corpus.readers.source import Source
 from corpus.record import Rejection
 from infra.records import digest, utc_now
@@ -15,13 +15,14 @@ from infra.store import MissingObject, ObjectStore
 OnProgress = Callable[[int], None]
 
 
-def add(path: Path, name: str, params: CorpusParams, store: ObjectStore, salt: bytes, on_progress: OnProgress = lambda seen: None) -> dict:
-    """Take a source in. Returns its record; an unchanged source gives the record that is there.
+def add(source: Source, format: str, params: CorpusParams, store: ObjectStore, salt: bytes, on_progress: OnProgress = lambda seen: None) -> dict:
+    """Take a source in, as `corpus.readers.formats` reads it. Returns its record; an unchanged source gives the record that is there.
 
     The record, written last, names the shards and the quarantine, so a source is never half there.
     """
-    kept, aside, seen, left_out = [], [], 0, 0
-    for record in records.read(Source(path, name, params.quality.languages, params.quality.max_pixels)):
+    name, kept, aside, seen, left_out = source.name, [], [], 0, 0
+    source = replace(source, languages=params.quality.languages, max_pixels=params.quality.max_pixels)
+    for record in formats.read(source, format):
         seen += 1
         outcome = record if isinstance(record, Rejection) else quality.examine(record, params.quality, salt)
         left_out += getattr(record, "left_out", 0)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from corpus import intake, shards
 from corpus.params import CorpusParams
+from corpus.readers.source import Source
 from infra.store import corpus_store
 
 GOOD = {"modality": "CT", "license": "CC0-1.0", "split": "train", "caption": "CT image of the abdomen."}
@@ -63,7 +64,7 @@ def source(tmp_path_factory, s3):
     ]
     lines = [json.dumps(r) for r in records] + ["{not json", '"a string"', json.dumps({"id": "no image"}), ""]
     (root / "records.jsonl").write_bytes("\n".join(lines).encode() + b"\n{\"id\": \"\xb0\", \"image\": \"whole.png\"}\n")
-    record = intake.add(root, "messy", CorpusParams(), corpus_store(), b"salt")
+    record = intake.add(Source(root, "messy"), "records", CorpusParams(), corpus_store(), b"salt")
     store = corpus_store()
     kept = [sample for shard in record["shards"] for sample in shards.unpack(store.get(shard["key"]))]
     aside = shards.read_quarantine(store.get(record["quarantine"]))
@@ -134,17 +135,17 @@ def test_no_machine_path_and_no_patient_is_kept(source):
 
 
 def test_adding_it_again_changes_nothing(source):
-    again = intake.add(source[0], "messy", CorpusParams(), corpus_store(), b"salt")
+    again = intake.add(Source(source[0], "messy"), "records", CorpusParams(), corpus_store(), b"salt")
     assert again["how"] == "up to date" and again["shards"] == source[1]["shards"]
 
 
 def test_a_folder_without_records_is_told(tmp_path, s3):
     with pytest.raises(FileNotFoundError, match="records.jsonl"):
-        intake.add(tmp_path, "empty", CorpusParams(), corpus_store(), b"salt")
+        intake.add(Source(tmp_path, "empty"), "records", CorpusParams(), corpus_store(), b"salt")
 
 
 def test_real_packs(shared_data, s3):
-    record = intake.add(shared_data / "mednist", "mednist", CorpusParams(), corpus_store(), b"salt")
+    record = intake.add(Source(shared_data / "mednist", "mednist"), "records", CorpusParams(), corpus_store(), b"salt")
     assert record["records"] == {"seen": 1500, "kept": 1500, "quarantined": 0}
-    record = intake.add(shared_data / "unimed-real", "unimed-real", CorpusParams(), corpus_store(), b"salt")
+    record = intake.add(Source(shared_data / "unimed-real", "unimed-real"), "records", CorpusParams(), corpus_store(), b"salt")
     assert record["records"]["seen"] == 1384 and record["questions_left_out"] > 0
