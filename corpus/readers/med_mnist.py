@@ -85,7 +85,7 @@ def _record(image: np.ndarray, label: np.ndarray, place: str, split: str, known:
         images=tuple(_Picture(np.squeeze(pixels)) for pixels in shown),
         patient=place,
         caption=f"{known.modality} image, {known.topic}: {answer}." if known.modality and not volume else None,
-        turns=(Turn(f"Which {known.topic} is shown?{options}" if not known.many else f"Which {known.topic} are shown?", answer, "OPEN" if known.many else "CLOSED"),),
+        turns=(Turn(f"What {'are' if known.many else 'is'} the {known.topic}?{options}", answer, "OPEN" if known.many else "CLOSED"),),
         labels={"set": known.title, "classes": named} | ({"altered_mirror": True} if altered else {}),
         **source.known(modality=known.modality, license=known.license, attribution=ATTRIBUTION, split=split),
     )

@@ -29,11 +29,12 @@ class PictureFile:
         root = self.root.resolve()
         try:
             path = (root / self.relative).resolve()
+            there = path.is_file()
         except (OSError, ValueError, RuntimeError):
             raise Unreadable("missing-image", "not the name of a file") from None
         if not path.is_relative_to(root):
             raise Unreadable("path-outside-folder", "the image path leaves the source's folder")
-        if not path.is_file():
+        if not there:
             raise Unreadable("missing-image", "no such file")
         return path
 

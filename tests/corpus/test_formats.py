@@ -1,0 +1,104 @@
+"""Which reader reads what: mixed folders, unknown files, and the command line."""
+
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from corpus.readers import FORMATS, formats
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection
+from tests.corpus import layouts
+
+
+@pytest.fixture(autouse=True)
+def every_reader():
+    for module in FORMATS.values():
+        pytest.importorskip(module)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """One of everything, with files that are no data and files nobody knows."""
+    root = tmp_path / "mixed"
+    layouts.unimedvl(root / "unimedvl")
+    layouts.slake(root / "Slake1.0")
+    layouts.vqa_rad(root / "osfstorage")
+    layouts.image_questions(root / "path-vqa" / "data" / "test-00000-of-00001.parquet")
+    layouts.table([{"input_img": layouts.base64_text(20), "message": layouts.talk("What?", "A head")}], root / "5m" / "part2.parquet")
+    layouts.omni(root / "OmniMedVQA")
+    layouts.gmai(root / "gmai" / "VAL.tsv")
+    layouts.med_mnist(root / "medmnist" / "bloodmnist_64.npz", (1, 1, 1))
+    layouts.image_folder(root / "own photos")
+    layouts.save(21, root / "plain" / "pictures" / "x.png")
+    layouts.jsonl([{"image": "pictures/x.png", "caption": "A head."}], root / "plain" / "records.jsonl")
+    for name in ("README.md", "LICENSE", "SHA256SUMS", ".DS_Store", "notes.txt", "plain/pictures/about.json"):
+        (root / name).write_text("{}")
+    for name in ("strange.xyz", "numbers.npz", "table.tsv", "half.parquet", "other.json", "other.jsonl", "empty.jsonl"):
+        (root / name).write_bytes(b"" if name == "empty.jsonl" else b'{"a": 1}')
+    return root
+
+
+def read(path, format="auto", **said):
+    found = list(formats.read(Source(path, "here", **said), format))
+    return [i for i in found if isinstance(i, Record)], [i for i in found if isinstance(i, Rejection)]
+
+
+def test_auto_reads_each_file_of_a_mixed_folder_once(mixed):
+    records, aside = read(mixed)
+    counts = Counter(record.where.split("/")[0] for record in records)
+    assert counts == {"unimedvl": 5, "Slake1.0": 4, "osfstorage": 3, "path-vqa": 2, "5m": 1, "OmniMedVQA": 2, "gmai": 3, "medmnist": 3, "own photos": 4, "plain": 1}
+    assert len({record.id for record in records}) == len(records)
+    unknown = sorted(r.where for r in aside if r.reason == "unknown-format")
+    assert unknown == ["empty.jsonl", "half.parquet", "numbers.npz", "other.json", "other.jsonl", "strange.xyz", "table.tsv"]
+    assert Counter(r.reason for r in aside) == {"unknown-format": 7, "altered-mirror": 3, "augmented-copy": 1}
+    for record in records:
+        assert all(opener().size for opener in record.images)
+
+
+def test_auto_finds_the_format_of_a_single_file(mixed):
+    assert len(read(mixed / "gmai" / "VAL.tsv")[0]) == 3
+    assert len(read(mixed / "own photos" / "d.png")[0]) == 1
+    assert [r.reason for r in read(mixed / "strange.xyz")[1]] == ["unknown-format"]
+    assert [r.reason for r in read(mixed / "LICENSE")[1]] == ["unknown-format"]
+
+
+def test_columns_say_what_a_parquet_table_is(tmp_path):
+    layouts.table([{"picture": layouts.encoded(0), "words": "A slide."}], tmp_path / "own.parquet")
+    records, aside = read(tmp_path, columns={"input_img": "picture", "caption": "words"})
+    assert not aside and records[0].caption == "A slide."
+
+
+def test_links_do_not_lead_out_of_the_folder(tmp_path):
+    outside = layouts.gmai(tmp_path / "outside" / "VAL.tsv")
+    root = tmp_path / "source"
+    root.mkdir()
+    (root / "VAL.tsv").symlink_to(outside)
+    (root / "folder").symlink_to(outside.parent)
+    (root / "broken.tsv").symlink_to(root / "absent.tsv")
+    assert sorted((r.where, r.reason) for r in read(root)[1]) == [("VAL.tsv", "path-outside-folder"), ("broken.tsv", "unknown-format")]
+    with pytest.raises(FileNotFoundError, match="GMAI"):
+        read(root, "gmai-mmbench")
+
+
+def test_what_cannot_be_read_at_all_is_an_error_in_a_line(tmp_path):
+    with pytest.raises(formats.UnknownFormat, match="slake"):
+        read(tmp_path, "slaked")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="holds no data"):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="SLAKE"):
+        read(tmp_path, "slake")
+
+
+@pytest.mark.parametrize("arguments, told", [(["--format", "slaked"], "no format"), (["--columns", "x"], "our=theirs"), (["--image-root", "/absent"], "does not exist")])
+def test_the_command_line_tells_what_is_wrong(tmp_path, arguments, told):
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", str(tmp_path), *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_help_lists_the_formats():
+    told = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", "--help"], capture_output=True, text=True, env={"COLUMNS": "200"}).stdout
+    assert all(name in told for name in ("gmai-mmbench", "dicom", "image-folder", "--columns", "--image-root", "--license"))
