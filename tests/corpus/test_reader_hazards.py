@@ -50,7 +50,7 @@ def test_one_picture_with_two_labels_is_kept_aside(tmp_path, s3):
     for label in ("malignant", "benign"):
         layouts.save(5, tmp_path / "busi" / label / "1.png")
     layouts.save(6, tmp_path / "busi" / "benign" / "2.png")
-    kept, reasons = take_in(tmp_path / "busi", "image-folder", modality="Ultrasound", license="CC0-1.0")
+    kept, reasons = take_in(tmp_path / "busi", "image-folder", modality="Histopathology", license="CC0-1.0")
     assert {s.labels["folder"] for s in kept if s.task == "understanding"} == {"benign"} and list(reasons.values()).count("conflicting-labels") == 2
 
 
