@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from corpus.params import CorpusParams
-from corpus.sample import SPLITS, TASKS, Sample
+from corpus.sample import SPLITS, TASKS
 from corpus.vocabulary import MODALITIES
 
 
@@ -11,18 +11,13 @@ class ReleaseRejected(ValueError):
     """The release breaks an expectation; the message names it with example ids."""
 
 
-def table(samples: Iterable[Sample]):
-    """The columns that are judged, one row a sample, as a DataFrame."""
-    import pandas as pd
+COLUMNS = ("id", "task", "modality", "source", "license", "split", "patient", "side", "text_length")
 
-    rows = []
-    for s in samples:
-        sides = [min(image.width, image.height) for image in s.images]
-        text = " ".join(part.text for part in s.parts if part.text)
-        known = {"id": s.id, "task": s.task, "modality": s.modality, "source": s.source, "license": s.license, "split": s.split, "patient": s.patient}
-        rows.append(known | {"side": min(sides, default=None), "text_length": len(text)})
-    frame = pd.DataFrame(rows)
-    splits = frame.groupby("patient")["split"].nunique()
+
+def table(kept):
+    """The columns of an index that are judged, as a DataFrame with a row a sample."""
+    frame = kept.select(list(COLUMNS)).to_pandas()
+    splits = frame.groupby("patient", observed=True)["split"].nunique()
     return frame.assign(splits_of_patient=frame["patient"].map(splits))
 
 

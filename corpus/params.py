@@ -20,6 +20,14 @@ class PhantomParams(_Section):
     test_share: float = Field(0.15, gt=0, lt=0.5)
 
 
+class BurnedInParams(_Section):
+    """Where text burned into the picture is looked for, as it may name the patient."""
+
+    modalities: tuple[str, ...] = Field(("Ultrasound", "Endoscopy"), description="pictures of these are looked at")
+    secondary_captures: bool = Field(True, description="and DICOM secondary captures and screen saves of any modality")
+    letters: float = Field(4, ge=3, description="letters in a row from which a picture is kept aside")
+
+
 class QualityParams(_Section):
     """What a record must satisfy to be kept."""
 
@@ -27,9 +35,13 @@ class QualityParams(_Section):
     max_side: int = Field(512, ge=64, description="pixels; larger pictures are scaled down")
     max_pixels: int = Field(50_000_000, ge=1, description="larger files are refused before decoding")
     window_percentiles: tuple[float, float] = Field((0.5, 99.5), description="16-bit to 8-bit window")
+    max_aspect: float = Field(6, ge=1, description="longer side over shorter side")
+    min_entropy: float = Field(0.1, ge=0, description="bits of the grey levels; a blank picture has none")
+    min_caption: int = Field(1, ge=1, description="characters of a caption")
     max_text: int = Field(1024, ge=16, description="characters of a caption, question or answer")
     languages: tuple[str, ...] = ("en",)
     licenses: tuple[str, ...] = LICENSES
+    burned_in: BurnedInParams = BurnedInParams()
 
 
 class ShardParams(_Section):

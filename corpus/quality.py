@@ -1,17 +1,19 @@
 """Quality control: each record becomes clean samples, or is kept aside with its reason."""
 
-from collections import defaultdict
-from collections.abc import Iterable
+import logging
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageOps
 
-from corpus import tasks, vocabulary
-from corpus.params import QualityParams
+from corpus import burned_in, tasks, vocabulary
+from corpus.params import BurnedInParams, QualityParams
 from corpus.patients import patient_key
 from corpus.record import Record, Rejection, Unreadable
-from corpus.sample import SPLITS, Image, Sample
+from corpus.sample import Image, Sample
+
+# At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
+logging.getLogger("PIL").setLevel(logging.INFO)
 
 
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:
@@ -31,11 +33,17 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     if split is None:
         return reject("unknown-split", f"split {record.split!r}")
     turns = [t for t in record.turns if max(len(t.question), len(t.answer)) <= params.max_text]
-    caption, instruction = (text if text and len(text) <= params.max_text else None for text in (record.caption, record.instruction))
+    caption, instruction = (text if text and params.min_caption <= len(text) <= params.max_text else None for text in (record.caption, record.instruction))
     if not (turns or caption or (instruction and record.target)):
-        return reject("no-text", "neither a caption nor an answered question in the languages kept")
+        told = record.turns or record.caption or record.instruction
+        limits = f"every text is longer than {params.max_text} characters, or a caption shorter than {params.min_caption}"
+        return reject("text-length", limits) if told else reject("no-text", "neither a caption nor an answered question in the languages kept")
+    if record.labels.get("burned_in") == "YES":
+        return reject("burned-in-text", "its header says that identifying text is burned in")
+    suspect = _is_suspect(record, modality, params.burned_in)
     try:
-        cleaned = [clean(opener(), params) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
+        cleaned = [clean(opener(), params, suspect) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
+        _require_content(cleaned[0][0], params)
     except Unreadable as error:
         return reject(error.reason, str(error))
     images = tuple(Image.encode(picture, lossy=picture.width * picture.height > 128 * 128) for picture, _ in cleaned)
@@ -51,14 +59,23 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
         made.append(("g", "generation", tasks.generation(caption), seen[:1]))
     if instruction and record.target:
         made.append(("i", "interleaved", tasks.interleaved(instruction), (seen[0], images[-1])))
-    return [Sample(f"{record.source}/{record.id}#{mark}", task, parts=parts, images=shown, **known) for mark, task, parts, shown in made]
+    measured = {task: measures(picture) for task, (picture, _) in (("seen", cleaned[0]), ("target", cleaned[-1]))}
+    return [
+        Sample(f"{record.source}/{record.id}#{mark}", task, parts=parts, images=shown, quality=measured["target" if task == "interleaved" else "seen"], **known)
+        for mark, task, parts, shown in made
+    ]
 
 
-def clean(picture: Pillow.Image, params: QualityParams) -> tuple[Pillow.Image, str]:
+def _is_suspect(record: Record, modality: str, params: BurnedInParams) -> bool:
+    captured = record.labels.get("image_class") == "secondary capture"
+    return modality in params.modalities or (captured and params.secondary_captures)
+
+
+def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -> tuple[Pillow.Image, str]:
     """The picture upright, as 8-bit grey or RGB, within the size limits; and what it was, if it had to change.
 
     Raises:
-        Unreadable: it is smaller than the limit.
+        Unreadable: it is smaller than the limit, or `suspect` and seems to carry text.
     """
     mode = picture.mode
     picture = ImageOps.exif_transpose(picture)
@@ -71,6 +88,9 @@ def clean(picture: Pillow.Image, params: QualityParams) -> tuple[Pillow.Image, s
         picture = picture.convert("L" if picture.mode == "1" else "RGB")
     if min(picture.size) < params.min_side:
         raise Unreadable("too-small", f"{picture.width}x{picture.height} px; the shorter side must have {params.min_side}")
+    # Before it is made smaller: what a person can read then is too small to be found.
+    if suspect and burned_in.seems_to_carry_text(picture) >= params.burned_in.letters:
+        raise Unreadable("burned-in-text", "it seems to carry text, which may name the patient")
     picture.thumbnail((params.max_side, params.max_side), Pillow.Resampling.LANCZOS)
     return picture, "" if mode in ("L", "RGB") else mode
 
@@ -81,69 +101,21 @@ def _windowed(picture: Pillow.Image, percentiles: tuple[float, float]) -> Pillow
     return Pillow.fromarray((np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8))
 
 
-def settle(samples: Iterable[Sample]) -> tuple[list[Sample], list[Rejection]]:
-    """Checks that need to see everything: ids, duplicate pictures, contradictions, patients across splits.
+def _require_content(picture: Pillow.Image, params: QualityParams) -> None:
+    """Raises Unreadable for a picture of one tone, or a strip."""
+    if picture.entropy() < params.min_entropy:
+        raise Unreadable("blank", f"its grey levels carry less than {params.min_entropy} bits")
+    long, short = max(picture.size), min(picture.size)
+    if long > params.max_aspect * short:
+        raise Unreadable("odd-aspect", f"{picture.width}x{picture.height} px; one side may be {params.max_aspect:g} times the other at most")
 
-    The copy in the more protected split stays (test before validation before training), so that no picture
-    and no patient of the test set is trained on.
+
+def measures(picture: Pillow.Image) -> dict:
+    """What later checks want to know of a picture: entropy in bits, and its look: 128 bits that survive resizing and recoding.
+
+    The bits are two difference hashes: is a cell of a 9x9 reduction brighter than its neighbour to the right, and below?
     """
-    kept, aside = _unique_ids(samples)
-    for check in (_contradictions, _duplicates, _leaks):
-        kept, more = check(kept)
-        aside += more
-    return kept, aside
-
-
-def _unique_ids(samples: Iterable[Sample]) -> tuple[list[Sample], list[Rejection]]:
-    seen, aside = {}, []
-    for sample in samples:
-        if sample.id in seen:
-            aside.append(_aside(sample, "duplicate-id", f"id {sample.id} occurs twice in the source"))
-        else:
-            seen[sample.id] = sample
-    return list(seen.values()), aside
-
-
-def _contradictions(samples: list[Sample]) -> tuple[list[Sample], list[Rejection]]:
-    """One picture, one question, two answers: nobody can tell which is right."""
-    answers: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for sample in samples:
-        if sample.task == "understanding":
-            for turn in sample.turns:
-                answers[sample.images[0].sha256, turn.question.casefold()].add(turn.answer.casefold())
-    bad = {picture for (picture, _), given in answers.items() if len(given) > 1}
-    contradicts = [s.task == "understanding" and s.images[0].sha256 in bad for s in samples]
-    aside = [_aside(s, "conflicting-labels", "the same picture has another answer to the same question elsewhere") for s, c in zip(samples, contradicts) if c]
-    return [s for s, c in zip(samples, contradicts) if not c], aside
-
-
-def _duplicates(samples: list[Sample]) -> tuple[list[Sample], list[Rejection]]:
-    """Records that show a picture another record of a better protected split (or an earlier one) shows."""
-    owner: dict[str, Sample] = {}
-    for sample in samples:
-        if sample.images and sample.task != "interleaved":
-            picture = sample.images[-1].sha256
-            first = owner.get(picture)
-            if first is None or SPLITS.index(sample.split) > SPLITS.index(first.split):
-                owner[picture] = sample
-    kept, aside = [], []
-    for sample in samples:
-        first = owner.get(sample.images[-1].sha256) if sample.images and sample.task != "interleaved" else None
-        if first is None or first.record == sample.record:
-            kept.append(sample)
-        else:
-            aside.append(_aside(sample, "duplicate", f"the same picture as {first.record} ({first.split})"))
-    return kept, aside
-
-
-def _leaks(samples: list[Sample]) -> tuple[list[Sample], list[Rejection]]:
-    protected: dict[str, str] = {}
-    for sample in samples:
-        protected[sample.patient] = max(protected.get(sample.patient, "train"), sample.split, key=SPLITS.index)
-    leaks = [s for s in samples if s.split != protected[s.patient]]
-    kept = [s for s in samples if s.split == protected[s.patient]]
-    return kept, [_aside(s, "split-leakage", f"the same patient or group is in {protected[s.patient]}") for s in leaks]
-
-
-def _aside(sample: Sample, reason: str, detail: str) -> Rejection:
-    return Rejection(sample.source, sample.id, reason, detail)
+    grey = picture if picture.mode == "L" else picture.convert("L")
+    cells = np.asarray(grey.resize((9, 9), Pillow.Resampling.BOX, reducing_gap=2.0), dtype=np.int16)
+    bits = np.concatenate([(cells[:8, 1:] > cells[:8, :-1]).ravel(), (cells[1:, :8] > cells[:-1, :8]).ravel()])
+    return {"entropy": round(grey.entropy(), 4), "look": np.packbits(bits).tobytes().hex()}

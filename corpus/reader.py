@@ -1,16 +1,20 @@
 """Random access to the samples of a release, for training and evaluation."""
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from corpus import index
 from corpus.sample import Sample
 from infra.records import write_atomic
 from infra.store import ObjectStore
+
+DATA, INDEX = ".parquet", ".index.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,15 @@ class ReleaseReader:
 
     def __init__(self, release: dict, store: ObjectStore, cache_dir: Path):
         self.tag = release["tag"]
-        self._paths = [_cached(shard, store, cache_dir) for shard in release["shards"]]
-        self.index = [entry for number, path in enumerate(self._paths) for entry in _index(number, path)]
+        files = {file["path"]: _cached(file, store, cache_dir) for file in release["shards"]}
+        removed = json.loads(_cached(release["removed"], store, cache_dir).read_text())
+        shards = [path for path in files if not path.endswith(INDEX)]
+        self._paths = [files[shard] for shard in shards]
+        self.index = [
+            entry
+            for number, shard in enumerate(shards)
+            for entry in _entries(number, shard.removeprefix("shards/").removesuffix(DATA), files[shard.removesuffix(DATA) + INDEX], removed)
+        ]
         self._group: Callable = lru_cache(maxsize=256)(self._load_group)
 
     def load(self, position: int) -> Sample:
@@ -65,13 +76,14 @@ def _metadata(path: Path):
     return pq.ParquetFile(path).metadata
 
 
-def _index(number: int, path: Path) -> list[Entry]:
-    columns = ["id", "task", "modality", "source", "split"]
-    return [Entry(number, row, **fields) for row, fields in enumerate(pq.read_table(path, columns=columns).to_pylist())]
+def _entries(number: int, shard: str, path: Path, removed: dict[str, list[int]]) -> Iterator[Entry]:
+    table = index.read(path.read_bytes(), shard, removed.get(shard, ()))
+    for fields in table.select(["row", "id", "task", "modality", "source", "split"]).to_pylist():
+        yield Entry(number, **fields)
 
 
 def _cached(shard: dict, store: ObjectStore, cache_dir: Path) -> Path:
-    path = cache_dir / f"{shard['md5']}.parquet"
+    path = cache_dir / f"{shard['md5']}{Path(shard['path']).suffix}"
     if not path.exists():
         data = store.get(shard["key"])
         if hashlib.md5(data, usedforsecurity=False).hexdigest() != shard["md5"]:

@@ -1,24 +1,41 @@
-"""A release: every listed source through the last checks, into shards by source, with a card."""
+"""A release: every listed source through the last checks, as shards by source with their indexes, and a card.
+
+The folder holds `shards/<source>/<hash>.parquet` with an index beside each, `removed.json` (rows of shards that do not
+count), `card.json`, `validation.json` and `quarantine.parquet`. Shards of sources taken in are used as they are, so a
+release costs what changed.
+"""
 
 import json
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import yaml
 
-from corpus import expectations, quality, shards
+from corpus import expectations, index, quality, shards
 from corpus.params import CorpusParams
 from corpus.phantoms import mini
 from corpus.readers import package_images
 from corpus.record import Rejection
 from corpus.sample import Sample
-from infra.records import write_json_atomic
+from corpus.settle import settle
+from infra.records import write_atomic, write_json_atomic
 from infra.store import ObjectStore
 
-CARD, QUARANTINE, VALIDATION = "card.json", "quarantine.parquet", "validation.json"
+CARD, QUARANTINE, VALIDATION, REMOVED = "card.json", "quarantine.parquet", "validation.json", "removed.json"
 BUILT_IN = ("unimed-mini", "package-images")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A shard of a release to be: its index without the rows its source has removed, and where its bytes come from."""
+
+    name: str
+    table: pa.Table
+    removed: tuple[int, ...]
+    read: Callable[[], tuple[bytes, bytes]]
 
 
 def read_sources(path: Path) -> list[dict]:
@@ -37,64 +54,92 @@ def read_sources(path: Path) -> list[dict]:
 def build(sources: list[dict], out: Path, params: CorpusParams, store: ObjectStore, salt: bytes, on_step: Callable[[str], None] = print) -> dict:
     """Write a release to a folder; returns its card. Equal inputs give equal bytes.
 
+    Shards that the folder holds already are left as they are.
+
     Raises:
-        ReleaseRejected: it breaks an expectation. Nothing is written then but the validation report.
+        ReleaseRejected: it breaks an expectation. The folder is as it was then, but for the validation report.
     """
-    arrived: list[Sample] = []
+    parts: list[_Part] = []
     aside: list[Rejection] = []
     for source in sources:
-        before = len(arrived), len(aside)
-        for item in _read(source, params, store, salt):
-            (aside if isinstance(item, Rejection) else arrived).append(item)
-        on_step(f"{source['name']}: {len(arrived) - before[0]} samples, {len(aside) - before[1]} kept aside")
-    kept, late = quality.settle(arrived)
+        found, rejected = _read(source, params, store, salt)
+        parts, aside = parts + found, aside + rejected
+        on_step(f"{source['name']}: {sum(len(part.table) for part in found)} samples, {len(rejected)} kept aside")
+    table = index.join([part.table for part in parts])
+    settled = settle(table)
+    kept = table.filter(pa.array(settled.kept))
     report = expectations.validate(expectations.table(kept), params)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / VALIDATION, report)
     expectations.require(report)
-    on_step(f"{len(kept)} samples kept, {len(late)} kept aside across sources; {len(report['results'])} expectations hold")
-    _write_shards(kept, out, params)
-    (out / QUARANTINE).write_bytes(shards.quarantine_bytes([*aside, *late]))
-    card = _card(kept, [*aside, *late], len(arrived), report)
+    on_step(f"{len(kept)} samples kept, {len(settled.aside)} kept aside across sources; {len(report['results'])} expectations hold")
+    _lay_out(out, [part for part in parts if part.name in set(kept["shard"].unique().to_pylist())])
+    write_json_atomic(out / REMOVED, _removed(parts, table.filter(pa.array(~settled.kept))))
+    write_atomic(out / QUARANTINE, shards.quarantine_bytes([*aside, *settled.aside]))
+    card = _card(kept, [*aside, *settled.aside], len(table), report)
     write_json_atomic(out / CARD, card)
     return card
 
 
-def _read(source: dict, params: CorpusParams, store: ObjectStore, salt: bytes) -> Iterator[Sample | Rejection]:
-    if source["name"] == "unimed-mini":
-        yield from mini.samples(params.phantoms, salt)
-    elif source["name"] == "package-images":
-        for record in package_images.read():
-            outcome = quality.examine(record, params.quality, salt)
-            yield from [outcome] if isinstance(outcome, Rejection) else outcome
-    else:
-        for shard in source["shards"]:
-            yield from shards.unpack(store.get(shard["key"]))
-        yield from shards.read_quarantine(store.get(source["quarantine"]))
+def _read(source: dict, params: CorpusParams, store: ObjectStore, salt: bytes) -> tuple[list[_Part], list[Rejection]]:
+    if source["name"] in BUILT_IN:
+        aside: list[Rejection] = []
+        made = shards.write(_built_in(source["name"], params, salt, aside), params.shards)
+        return [_Part(s.name, index.read(s.index, s.name), (), lambda s=s: (s.data, s.index)) for s in made], aside
+    removed = json.loads(store.get(source["removed"]))
+    return [_taken_in(s, tuple(removed.get(s["shard"], ())), store) for s in source["shards"]], shards.read_quarantine(store.get(source["quarantine"]))
 
 
-def _write_shards(samples: Iterable[Sample], out: Path, params: CorpusParams) -> None:
-    by_source = defaultdict(list)
-    for sample in samples:
-        by_source[sample.source].append(sample)
-    for source, group in sorted(by_source.items()):
-        folder = out / "shards" / source
-        folder.mkdir(parents=True)
-        for name, data, _ in shards.pack(group, params.shards):
-            (folder / name).write_bytes(data)
+def _taken_in(shard: dict, removed: tuple[int, ...], store: ObjectStore) -> _Part:
+    table = index.read(store.get(shard["index_key"]), shard["shard"], removed)
+    return _Part(shard["shard"], table, removed, lambda: (store.get(shard["key"]), store.get(shard["index_key"])))
 
 
-def _card(kept: list[Sample], aside: list[Rejection], arrived: int, report: dict) -> dict:
-    counts: dict = defaultdict(lambda: defaultdict(Counter))
-    for sample in kept:
-        counts[sample.task][sample.modality][sample.split] += 1
+def _built_in(name: str, params: CorpusParams, salt: bytes, aside: list[Rejection]) -> Iterator[list[Sample]]:
+    if name == "unimed-mini":
+        yield from ([sample] for sample in mini.samples(params.phantoms, salt))
+        return
+    for record in package_images.read():
+        outcome = quality.examine(record, params.quality, salt)
+        if isinstance(outcome, Rejection):
+            aside.append(outcome)
+        else:
+            yield outcome
+
+
+def _lay_out(out: Path, parts: list[_Part]) -> None:
+    """Exactly these shards under `shards/`: what is there stays, what is missing comes, what is over goes."""
+    wanted = {f"{part.name}{suffix}": part for part in parts for suffix in (".parquet", ".index.parquet")}
+    for path in sorted((out / "shards").rglob("*.parquet")):
+        if path.relative_to(out / "shards").as_posix() not in wanted:
+            path.unlink()
+    for part in parts:
+        paths = [out / "shards" / f"{part.name}{suffix}" for suffix in (".parquet", ".index.parquet")]
+        if not all(path.exists() for path in paths):
+            paths[0].parent.mkdir(parents=True, exist_ok=True)
+            for path, data in zip(paths, part.read()):
+                write_atomic(path, data)
+
+
+def _removed(parts: list[_Part], late: pa.Table) -> dict[str, list[int]]:
+    """Rows that do not count, by shard: those their source removed, and those kept aside across sources."""
+    removed = {part.name: list(part.removed) for part in parts if part.removed}
+    for shard, row in zip(late["shard"].to_pylist(), late["row"].to_pylist()):
+        removed.setdefault(shard, []).append(row)
+    return {shard: sorted(rows) for shard, rows in sorted(removed.items())}
+
+
+def _card(kept: pa.Table, aside: list[Rejection], arrived: int, report: dict) -> dict:
+    counts: dict = defaultdict(lambda: defaultdict(dict))
+    groups = kept.group_by(["task", "modality", "split"]).aggregate([([], "count_all")])
+    for group in groups.to_pylist():
+        counts[group["task"]][group["modality"]][group["split"]] = group["count_all"]
     return {
         "samples": len(kept),
         "counts": json.loads(json.dumps(counts, sort_keys=True)),
-        "sources": dict(sorted(Counter(s.source for s in kept).items())),
-        "licenses": dict(sorted(Counter(s.license for s in kept).items())),
-        "patients": len({s.patient for s in kept}),
+        "sources": dict(sorted(Counter(kept["source"].to_pylist()).items())),
+        "licenses": dict(sorted(Counter(kept["license"].to_pylist()).items())),
+        "patients": len(kept["patient"].unique()),
         "arrived": arrived,
         "quarantined": len(aside),
         "reasons": dict(sorted(Counter(r.reason for r in aside).items())),

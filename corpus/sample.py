@@ -107,7 +107,7 @@ class Sample:
     parts: tuple[Part, ...]
     images: tuple[Image, ...] = ()
     labels: dict = field(default_factory=dict)
-    quality: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, float | str] = field(default_factory=dict)
 
     @property
     def record(self) -> str:

@@ -1,12 +1,15 @@
-"""Parquet shards named by their content: the same samples give the same files."""
+"""Parquet shards named by their content, each with its index: the same samples in the same order give the same files."""
 
 import hashlib
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from corpus import index
 from corpus.params import ShardParams
 from corpus.record import Rejection
 from corpus.sample import SCHEMA, Sample
@@ -14,27 +17,61 @@ from corpus.sample import SCHEMA, Sample
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "where", "reason", "detail")])
 
 
-def pack(samples: Iterable[Sample], params: ShardParams) -> Iterator[tuple[str, bytes, int]]:
-    """(name, content, rows) of each shard; samples are ordered by id, so only content decides."""
-    rows, size = [], 0
-    for sample in sorted(samples, key=lambda s: s.id):
-        rows.append(sample.to_row())
-        size += sum(len(image.data) for image in sample.images)
-        if size >= params.target_bytes:
-            yield _shard(rows, params)
-            rows, size = [], 0
-    if rows:
-        yield _shard(rows, params)
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard: `name` is `<source>/<hash>`; `data` and `index` are its two Parquet files."""
+
+    name: str
+    data: bytes
+    index: bytes
+    rows: int
 
 
-def _shard(rows: list[dict], params: ShardParams) -> tuple[str, bytes, int]:
-    data = to_parquet(rows, SCHEMA, params.row_group)
-    return f"{hashlib.sha256(data).hexdigest()[:16]}.parquet", data, len(rows)
+class ShardWriter:
+    """Gathers samples by source and hands out a shard whenever enough bytes wait."""
+
+    def __init__(self, params: ShardParams):
+        self.params = params
+        self._waiting: dict[str, list[Sample]] = defaultdict(list)
+        self._bytes: dict[str, int] = defaultdict(int)
+
+    def add(self, samples: Iterable[Sample]) -> list[Shard]:
+        """Take in the samples of a record; returns the shard they completed, if any."""
+        for sample in samples:
+            self._waiting[sample.source].append(sample)
+            # A row without pictures takes room as well.
+            self._bytes[sample.source] += 512 + sum(len(image.data) for image in sample.images)
+        full = sum(self._bytes.values()) >= self.params.target_bytes
+        return [self._take(max(self._bytes, key=self._bytes.get))] if full else []
+
+    def finish(self) -> list[Shard]:
+        """What is left, as shards."""
+        return [self._take(source) for source in sorted(self._waiting)]
+
+    def _take(self, source: str) -> Shard:
+        self._bytes.pop(source)
+        return make(source, self._waiting.pop(source), self.params)
+
+
+def write(records: Iterable[Iterable[Sample]], params: ShardParams) -> list[Shard]:
+    """All shards of the samples of these records."""
+    writer = ShardWriter(params)
+    finished = [shard for samples in records for shard in writer.add(samples)]
+    return finished + writer.finish()
+
+
+def make(source: str, samples: list[Sample], params: ShardParams) -> Shard:
+    """A shard of these samples."""
+    data = to_parquet([sample.to_row() for sample in samples], SCHEMA, params.row_group)
+    name = f"{source}/{hashlib.sha256(data).hexdigest()[:16]}"
+    return Shard(name, data, index.to_bytes([index.row(sample) for sample in samples]), len(samples))
 
 
 def to_parquet(rows: list[dict], schema: pa.Schema, row_group: int = 1024) -> bytes:
+    """Rows as a Parquet file; only words are worth a dictionary."""
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, row_group_size=row_group, compression="zstd")
+    words = [name for name in schema.names if schema.field(name).type == pa.string()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, row_group_size=row_group, compression="zstd", use_dictionary=words)
     return buffer.getvalue()
 
 
@@ -51,5 +88,3 @@ def quarantine_bytes(rejections: Iterable[Rejection]) -> bytes:
 
 def read_quarantine(data: bytes) -> list[Rejection]:
     return [Rejection(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
-
-

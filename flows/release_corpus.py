@@ -53,7 +53,8 @@ def make_release(force: bool, on_line) -> dict:
             "dvc_hash": repo.dvc_hash(),
             "card": card,
             "changed": _changed(latest, card),
-            "quarantine_key": repo.object_of("quarantine.parquet"),
+            "quarantine_key": repo.file("quarantine.parquet")["key"],
+            "removed": repo.file("removed.json"),
             "shards": shards,
         }
         store.put_json(f"releases/{tag.removeprefix('corpus/')}.json", record, if_absent=True)
@@ -77,7 +78,7 @@ def _sources(repo, taken_in: list[dict]) -> list:
     import yaml
 
     listed = yaml.safe_load((repo / "sources.yaml").read_text())["sources"]
-    return listed + [{key: source[key] for key in ("name", "shards", "quarantine")} for source in taken_in]
+    return listed + [{key: source[key] for key in ("name", "shards", "removed", "quarantine")} for source in taken_in]
 
 
 def _yaml(sources: list) -> str:

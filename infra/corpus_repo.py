@@ -92,17 +92,14 @@ class CorpusRepo:
         return self._git("tag", "--list", "corpus/*", "--sort=creatordate").split()
 
     def shards(self) -> list[dict]:
-        """{path, source, md5, key, size} of the shards, where `key` is the object in the corpus bucket."""
-        entries = []
-        for path in sorted((self.path / OUT / "shards").rglob("*.parquet")):
-            data = path.read_bytes()
-            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            entries.append({"path": path.relative_to(self.path / OUT).as_posix(), "source": path.parent.name, "md5": md5, "key": object_key(md5), "size": len(data)})
-        return entries
+        """{path, md5, key, size} of the shards and their indexes, where `key` is the object in the corpus bucket."""
+        return [self.file(path) for path in sorted((self.path / OUT / "shards").rglob("*.parquet"))]
 
-    def object_of(self, relative: str) -> str:
-        """Key in the corpus bucket of a file of the release."""
-        return object_key(hashlib.md5((self.path / OUT / relative).read_bytes(), usedforsecurity=False).hexdigest())
+    def file(self, path: str | Path) -> dict:
+        """{path, md5, key, size} of a file of the release."""
+        whole = self.path / OUT / path
+        md5 = file_md5(whole)
+        return {"path": whole.relative_to(self.path / OUT).as_posix(), "md5": md5, "key": object_key(md5), "size": whole.stat().st_size}
 
     def check_pushed(self, shards: list[dict]) -> None:
         """Raises RepositoryError when a shard did not reach S3."""
@@ -136,6 +133,12 @@ class CorpusRepo:
         if process.wait(timeout=600):
             raise RepositoryError(f"`{' '.join(command[-4:])}` failed in {cwd or self.path}:\n{''.join(lines[-15:])}")
         return "".join(lines)
+
+
+def file_md5(path: Path) -> str:
+    """DVC's name for a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def object_key(md5: str) -> str:

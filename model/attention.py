@@ -130,12 +130,15 @@ class KVCache:
         self.keys = [like.new_zeros(shape) for _ in range(layers)]
         self.values = [like.new_zeros(shape) for _ in range(layers)]
 
-    def write(self, layer: int, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def write(self, layer: int, start: int, k: Tensor, v: Tensor) -> list[Tensor]:
         """Store k, v [rows, kv_heads, width, d] from column `start` on; returns views of everything up to their end."""
-        rows, end = len(k), start + k.shape[2]
-        keys, values = self.keys[layer][:rows, :, :end], self.values[layer][:rows, :, :end]
-        keys[:, :, start:], values[:, :, start:] = k, v
-        return keys, values
+        width = k.shape[2]
+        held = []
+        for cache, new in ((self.keys[layer], k), (self.values[layer], v)):
+            cache = cache.narrow(0, 0, len(new))
+            cache.narrow(2, start, width).copy_(new)
+            held.append(cache.narrow(2, 0, start + width))
+        return held
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: KVCache | None = None, layer: int = 0, start: int = 0) -> Tensor:

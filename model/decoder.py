@@ -5,18 +5,17 @@ Tokens are ordered by expert throughout (understanding first), so routing is a s
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.attention import KVCache, Layout, attend
 from model.config import LLMConfig
-from model.norm import RMSNorm
-from model.positions import apply_rotary, rotary
-from model.products import project, side_by_side
+from model.gate import gated
+from model.norm import RMSNorm, normed_and_turned
+from model.positions import rotary
+from model.products import Together
 
 
 def by_expert(x: Tensor, layout: Layout, und: Callable, gen: Callable):
@@ -41,7 +40,7 @@ class _Attention(nn.Module):
     def __init__(self, config: LLMConfig):
         super().__init__()
         width, d = config.hidden_size, config.head_dim
-        self.d = d
+        self.d, self.heads, self.kv_heads = d, config.num_attention_heads, config.num_key_value_heads
         for suffix in ("", "_moe_gen"):
             self.add_module(f"q_proj{suffix}", nn.Linear(width, config.num_attention_heads * d))
             self.add_module(f"k_proj{suffix}", nn.Linear(width, config.num_key_value_heads * d))
@@ -49,17 +48,24 @@ class _Attention(nn.Module):
             self.add_module(f"o_proj{suffix}", nn.Linear(config.num_attention_heads * d, width, bias=False))
             self.add_module(f"q_norm{suffix}", RMSNorm(d, config.rms_norm_eps))
             self.add_module(f"k_norm{suffix}", RMSNorm(d, config.rms_norm_eps))
+        self.qkv, self.qkv_moe_gen = (Together(*(self._modules[name + suffix] for name in ("q_proj", "k_proj", "v_proj"))) for suffix in ("", "_moe_gen"))
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layout: Layout, **cache) -> Tensor:
-        q, k, v = (y.unflatten(-1, (-1, self.d)) for y in by_expert(x, layout, self._qkv, partial(self._qkv, suffix="_moe_gen")))
-        q, k = (apply_rotary(self._expert(y, layout, name), *angles) for y, name in ((q, "q_norm"), (k, "k_norm")))
-        return self._expert(attend(q, k, v, layout, **cache), layout, "o_proj")
+        und, gen = zip(*((table[: layout.n_und], table[layout.n_und :]) for table in angles))
+        qk, v = by_expert(
+            x,
+            layout,
+            lambda x: self._heads(self.qkv(x), self.q_norm, self.k_norm, und),
+            lambda x: self._heads(self.qkv_moe_gen(x), self.q_norm_moe_gen, self.k_norm_moe_gen, gen),
+        )
+        q, k = qk.split([self.heads, self.kv_heads], dim=1)
+        return by_expert(attend(q, k, v, layout, **cache), layout, self.o_proj, self.o_proj_moe_gen)
 
-    def _qkv(self, x: Tensor, suffix: str = "") -> Sequence[Tensor]:
-        return project(x, *(self._modules[name + suffix] for name in ("q_proj", "k_proj", "v_proj")))
-
-    def _expert(self, x: Tensor, layout: Layout, name: str) -> Tensor:
-        return by_expert(x, layout, self._modules[name], self._modules[name + "_moe_gen"])
+    def _heads(self, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, angles: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Queries and keys [n, heads + kv_heads, d], normed and turned, and values [n, kv_heads, d]."""
+        qk, v = qkv.view(len(qkv), -1, self.d).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        weight = torch.cat([q_norm.weight.expand(self.heads, -1), k_norm.weight.expand(self.kv_heads, -1)])
+        return normed_and_turned(qk, weight, q_norm.eps, *angles), v
 
 
 class _MLP(nn.Module):
@@ -68,10 +74,10 @@ class _MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up = Together(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(gated(self.gate_up(x)))
 
 
 class _Layer(nn.Module):
@@ -121,13 +127,11 @@ class LanguageModel(nn.Module):
         return self.model(x, position_ids, layout, cache, start)
 
     def train(self, mode: bool = True) -> "LanguageModel":
-        """As `nn.Module.train`; before inference, weights of products with one input are laid side by side."""
-        if not mode:
-            for layer in self.model.layers:
-                for suffix in ("", "_moe_gen"):
-                    attention, mlp = layer.self_attn, layer.get_submodule("mlp" + suffix)
-                    side_by_side(*(attention.get_submodule(name + suffix) for name in ("q_proj", "k_proj", "v_proj")))
-                    side_by_side(mlp.gate_proj, mlp.up_proj)
+        """As `nn.Module.train`; weights of products with one input are laid side by side, wherever they have come from."""
+        for module in self.modules():
+            for products in vars(module).values():
+                if isinstance(products, Together):
+                    products.lay_side_by_side()
         return super().train(mode)
 
     def copy_understanding_to_generation(self) -> None:

@@ -1,7 +1,12 @@
-"""Root-mean-square norm, computed in float32."""
+"""Root-mean-square norm, computed in float32, alone and with the rotary turn of queries and keys that follows it.
+
+Backward passes are written out: they touch memory half as often as recorded ones, and memory is what a norm costs.
+"""
 
 import torch
 from torch import Tensor, nn
+
+from model.positions import apply_rotary
 
 
 class RMSNorm(nn.Module):
@@ -14,30 +19,60 @@ class RMSNorm(nn.Module):
         self.eps = torch.tensor(eps, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Norm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else self.weight * _normalised(x, self.eps)[0].to(x.dtype)
+        return _Norm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _weighted(x, self.weight, self.eps)[0]
 
 
-def _normalised(x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """x / rms and 1 / rms, both float32. A dot product is the quickest sum of squares on a CPU."""
-    x = x.float()
-    inverse = torch.add(eps, torch.linalg.vecdot(x, x), alpha=1 / x.shape[-1]).rsqrt_().unsqueeze(-1)
-    return x * inverse, inverse
+def normed_and_turned(x: Tensor, weight: Tensor, eps: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Heads x [n, heads, d] through a norm with `weight` [heads, d], then turned by their positions' angles [n, 1, d]."""
+    if torch.is_grad_enabled():
+        return _NormedAndTurned.apply(x, weight, eps, cos, signed_sin)
+    return apply_rotary(_weighted(x, weight, eps)[0], cos, signed_sin)
+
+
+def _weighted(x: Tensor, weight: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm, and 1 / rms [..., 1] in float32. A vector norm is the quickest sum of squares."""
+    wide = x.float()
+    size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = torch.addcmul(eps, size, size, value=1 / x.shape[-1]).rsqrt_()
+    return (wide * inverse).to(x.dtype).mul_(weight), inverse
+
+
+def _weighted_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of weight [..., d], which is shared by the leading dimensions that it lacks."""
+    grad_wide, wide = grad.float(), x.float()
+    shared = grad_wide * wide
+    along = (shared @ weight.float() if weight.ndim == 1 else torch.einsum("nhd,hd->nh", shared, weight.float())).unsqueeze(-1)
+    grad_weight = inverse.flatten() @ shared.flatten(0, -2) if weight.ndim == 1 else torch.einsum("nh,nhd->hd", inverse[..., 0], shared)
+    grad_x = torch.mul(grad_wide, weight, out=shared).mul_(inverse)
+    grad_x.addcmul_(wide, along.mul_(inverse.pow(3)).div_(-x.shape[-1]))
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
 
 
 class _Norm(torch.autograd.Function):
-    """Keeps for the backward pass what is there anyway, the input, and one number a token."""
+    """Keeps the input, which is there anyway, and one number a token."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-        y, inverse = _normalised(x, eps)
+        y, inverse = _weighted(x, weight, eps)
         ctx.save_for_backward(x, inverse, weight)
-        return weight * y.to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, inverse, weight = ctx.saved_tensors
-        y = x.float() * inverse
-        grad_weight = (grad * y).flatten(0, -2).sum(0).to(weight.dtype)
-        scaled = (grad * weight).float()
-        along = torch.linalg.vecdot(scaled, y).div_(x.shape[-1]).unsqueeze(-1)
-        return torch.addcmul(scaled, y, along, value=-1).mul_(inverse).to(x.dtype), grad_weight, None
+        return *_weighted_backward(grad, *ctx.saved_tensors), None
+
+
+class _NormedAndTurned(torch.autograd.Function):
+    """Keeps the input and one number a head."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        y, inverse = _weighted(x, weight, eps)
+        ctx.save_for_backward(x, inverse, weight, cos, signed_sin)
+        return apply_rotary(y, cos, signed_sin)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        x, inverse, weight, cos, signed_sin = ctx.saved_tensors
+        # The gradient is turned back by the same angles.
+        return *_weighted_backward(apply_rotary(grad, cos, -signed_sin), x, inverse, weight), None, None, None

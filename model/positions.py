@@ -1,6 +1,7 @@
 """Where things are: fixed 2-D sin-cos tables, table indices of image patches, rotary angles."""
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -40,15 +41,24 @@ def grid_ids(rows: int, columns: int, table_side: int) -> Tensor:
 
 def rotary(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and signed sin [n, 1, head_dim] of every position's angles, which are computed in float32."""
-    inverse = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim)
-    angle = (position_ids.float()[:, None] * inverse)[:, None]
+    angle = (position_ids.float()[:, None] * _frequencies(head_dim, theta, position_ids.device))[:, None]
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
+@lru_cache
+def _frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+
+
 def apply_rotary(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """Half-split rotation of x [n, heads, head_dim]: rolling by half a head brings each half to the other's place."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), signed_sin)
+    """Half-split rotation of x [n, heads, head_dim] by the angles of `rotary`. Not for recorded gradients."""
+    half = x.shape[-1] // 2
+    turned = x * cos
+    turned[..., :half].addcmul_(x[..., half:], signed_sin[..., :half])
+    turned[..., half:].addcmul_(x[..., :half], signed_sin[..., half:])
+    return turned
 
 
 def timestep_sinusoid(t: Tensor, width: int = 256) -> Tensor:

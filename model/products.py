@@ -1,42 +1,87 @@
-"""Several matrix products of one input, done as one where that costs nothing.
+"""Several matrix products of one input, done as one.
 
-Decoding reads few tokens at a time, so starting a product takes as long as the product. Weights that lie side
-by side in memory are one matrix there; names, checkpoints and training see separate weights as ever.
+Few tokens, or narrow layers, leave a product so short that starting it takes as long. Weights that lie side by
+side in memory are one matrix; names, checkpoints and optimisers see separate weights as ever.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def project(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...] | list[Tensor]:
-    """`layer(x)` of every layer. x is [n, in]; the results are [n, out of the layer]."""
-    together = None if torch.is_grad_enabled() else _as_one([layer.weight for layer in layers])
-    if together is None:
-        return [layer(x) for layer in layers]
-    bias = None if layers[0].bias is None else _as_one([layer.bias for layer in layers])
-    return F.linear(x, together, bias).split([layer.out_features for layer in layers], dim=-1)
+class _Joined(NamedTuple):
+    """Where each parameter lies, and all of them as one weight and one bias."""
+
+    places: list[int]
+    weight: Tensor
+    bias: Tensor | None
 
 
-@torch.no_grad()
-def side_by_side(*layers: nn.Linear) -> None:
-    """Move the weights of layers with the same input, and their biases, next to one another."""
-    for name in ("weight", "bias"):
-        parameters = [getattr(layer, name) for layer in layers]
-        # What is not there yet (meta) or spread over processes (DTensor) stays as it is.
-        if parameters[0] is None or parameters[0].is_meta or type(parameters[0].data) is not Tensor or _as_one(parameters) is not None:
-            continue
-        whole = torch.cat([p.data for p in parameters])
-        for parameter, part in zip(parameters, whole.split([len(p) for p in parameters])):
-            parameter.data = part
+class Together:
+    """Linear layers of one input: x [n, in] to their results end to end, [n, sum of outs]."""
+
+    def __init__(self, *layers: nn.Linear):
+        self.layers = layers
+        self.widths = [layer.out_features for layer in layers]
+        self._joined: _Joined | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        joined = self._in_place(x)
+        return torch.cat([layer(x) for layer in self.layers], dim=-1) if joined is None else self._product(x, joined)
+
+    @torch.no_grad()
+    def lay_side_by_side(self) -> None:
+        """Move the weights next to one another; what is not there yet (meta) or spread over processes (DTensor) stays."""
+        parameters = self._parameters()
+        if any(p.is_meta or type(p.data) is not Tensor for p in parameters) or (self._joined and self._joined.places == _places(parameters)):
+            return
+        weight, *bias = (_move([getattr(layer, name) for layer in self.layers]) for name in ("weight", "bias") if getattr(self.layers[0], name) is not None)
+        self._joined = _Joined(_places(parameters), weight, bias[0] if bias else None)
+
+    def _in_place(self, x: Tensor) -> _Joined | None:
+        """The joined weights, unless a layer has got others since, or a product is to choose its own precision."""
+        usable = self._joined is not None and not torch.is_autocast_enabled(x.device.type) and self._joined.places == _places(self._parameters())
+        return self._joined if usable else None
+
+    def _product(self, x: Tensor, joined: _Joined) -> Tensor:
+        if torch.is_grad_enabled():
+            return _Product.apply(x, joined, *self._parameters())
+        return F.linear(x, joined.weight, joined.bias)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        weights = [layer.weight for layer in self.layers]
+        return weights if self.layers[0].bias is None else weights + [layer.bias for layer in self.layers]
 
 
-def _as_one(tensors: list[Tensor]) -> Tensor | None:
-    """A view of matrices or vectors that lie end to end in memory, or None."""
-    first, *others = tensors
-    end = first.data_ptr() + first.nbytes
-    for tensor in others:
-        if tensor.data_ptr() != end:
-            return None
-        end += tensor.nbytes
-    return first.as_strided((sum(map(len, tensors)), *first.shape[1:]), first.stride())
+class _Product(torch.autograd.Function):
+    """One product forward and two backward, whatever the number of layers."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, joined: _Joined, *parameters: nn.Parameter) -> Tensor:
+        ctx.save_for_backward(x, joined.weight)
+        ctx.widths = [len(p) for p in parameters if p.ndim == 2]
+        ctx.biased = joined.bias is not None
+        return F.linear(x, joined.weight, joined.bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[2:]):
+            return grad_x, *[None] * (len(ctx.needs_input_grad) - 1)
+        return grad_x, None, *(grad.T @ x).split(ctx.widths), *(grad.sum(0).split(ctx.widths) if ctx.biased else ())
+
+
+def _places(parameters: Sequence[nn.Parameter]) -> list[int]:
+    return [p.data_ptr() for p in parameters]
+
+
+def _move(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Give the parameters neighbouring places; returns all of them as one tensor."""
+    whole = torch.cat([p.data for p in parameters])
+    for parameter, part in zip(parameters, whole.split([len(p) for p in parameters])):
+        parameter.data = part
+    return whole

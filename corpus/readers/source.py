@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Source:
     """A file or folder to read. What its files say themselves counts for more than what is said here.
 
+    `views` is how many pictures are taken of one multi-frame object or volume, evenly spread, `plane` the way a volume is
+    cut. `salt` keys the UIDs and dates that stand for those of a DICOM file.
     `root` is the folder that was added, when `path` is one of the files found in it.
     """
 
@@ -21,6 +24,9 @@ class Source:
     split: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     image_root: Path | None = None
+    views: int = 16
+    plane: Literal["axial", "coronal", "sagittal"] = "axial"
+    salt: bytes = field(default=b"", repr=False)
     root: Path | None = None
 
     def place(self, file: Path) -> str:

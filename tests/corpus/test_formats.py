@@ -6,16 +6,10 @@ from collections import Counter
 
 import pytest
 
-from corpus.readers import FORMATS, formats
+from corpus.readers import formats
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
 from tests.corpus import layouts
-
-
-@pytest.fixture(autouse=True)
-def every_reader():
-    for module in FORMATS.values():
-        pytest.importorskip(module)
 
 
 @pytest.fixture

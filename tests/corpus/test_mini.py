@@ -7,7 +7,7 @@ import numpy as np
 from corpus.params import CorpusParams, PhantomParams
 from corpus.phantoms import mini
 from corpus.release import build
-from corpus.shards import pack
+from corpus.shards import write
 from corpus.vocabulary import UNIMED_MODALITIES
 from infra.store import corpus_store
 
@@ -15,7 +15,7 @@ SMALL = PhantomParams(patients_per_modality=20, images_per_patient=1, image_size
 
 
 def test_equal_parameters_give_equal_shards():
-    first, second = ([(name, rows) for name, _, rows in pack(mini.samples(SMALL, b"s"), CorpusParams().shards)] for _ in range(2))
+    first, second = ([(shard.name, shard.rows) for shard in write(([s] for s in mini.samples(SMALL, b"s")), CorpusParams().shards)] for _ in range(2))
     assert first == second
 
 

@@ -9,10 +9,16 @@ from PIL import Image
 
 from corpus import intake, shards
 from corpus.params import CorpusParams
+from corpus.readers import records
 from corpus.readers.source import Source
 from infra.store import corpus_store
 
 GOOD = {"modality": "CT", "license": "CC0-1.0", "split": "train", "caption": "CT image of the abdomen."}
+
+
+def take_in(path, name):
+    source = Source(path, name)
+    return intake.add(name, records.read(source), CorpusParams(), corpus_store(), intake.one_by_one(CorpusParams(), b"salt"))
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +70,10 @@ def source(tmp_path_factory, s3):
     ]
     lines = [json.dumps(r) for r in records] + ["{not json", '"a string"', json.dumps({"id": "no image"}), ""]
     (root / "records.jsonl").write_bytes("\n".join(lines).encode() + b"\n{\"id\": \"\xb0\", \"image\": \"whole.png\"}\n")
-    record = intake.add(Source(root, "messy"), "records", CorpusParams(), corpus_store(), b"salt")
+    record = take_in(root, "messy")
     store = corpus_store()
-    kept = [sample for shard in record["shards"] for sample in shards.unpack(store.get(shard["key"]))]
+    removed = store.get_json(record["removed"])
+    kept = [s for shard in record["shards"] for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if row not in removed.get(shard["shard"], [])]
     aside = shards.read_quarantine(store.get(record["quarantine"]))
     return root, record, {sample.record.split("/")[1]: sample for sample in kept}, aside
 
@@ -135,17 +142,17 @@ def test_no_machine_path_and_no_patient_is_kept(source):
 
 
 def test_adding_it_again_changes_nothing(source):
-    again = intake.add(Source(source[0], "messy"), "records", CorpusParams(), corpus_store(), b"salt")
+    again = take_in(source[0], "messy")
     assert again["how"] == "up to date" and again["shards"] == source[1]["shards"]
 
 
 def test_a_folder_without_records_is_told(tmp_path, s3):
     with pytest.raises(FileNotFoundError, match="records.jsonl"):
-        intake.add(Source(tmp_path, "empty"), "records", CorpusParams(), corpus_store(), b"salt")
+        take_in(tmp_path, "empty")
 
 
 def test_real_packs(shared_data, s3):
-    record = intake.add(Source(shared_data / "mednist", "mednist"), "records", CorpusParams(), corpus_store(), b"salt")
+    record = take_in(shared_data / "mednist", "mednist")
     assert record["records"] == {"seen": 1500, "kept": 1500, "quarantined": 0}
-    record = intake.add(Source(shared_data / "unimed-real", "unimed-real"), "records", CorpusParams(), corpus_store(), b"salt")
+    record = take_in(shared_data / "unimed-real", "unimed-real")
     assert record["records"]["seen"] == 1384 and record["questions_left_out"] > 0

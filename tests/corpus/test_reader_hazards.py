@@ -7,31 +7,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corpus import intake, shards
-from corpus.params import CorpusParams
+from corpus.readers import formats
 from corpus.readers.source import Source
 from corpus.record import Unreadable
-from infra.store import corpus_store
-from tests.corpus import layouts
+from tests.corpus import layouts, taking_in
 from tests.corpus.test_readers import read
 
 
 def take_in(path, format, **said):
     """(kept samples, reasons by where) of a source taken in."""
-    store = corpus_store()
-    record = intake.add(Source(path, path.name.casefold(), **said), format, CorpusParams(), store, b"salt")
-    kept = [sample for shard in record["shards"] for sample in shards.unpack(store.get(shard["key"]))]
-    return kept, {r.where: r.reason for r in shards.read_quarantine(store.get(record["quarantine"]))}
+    taken = taking_in.take_in(formats if format == "auto" else formats.reader(format), Source(path, "here", **said))
+    return taken.samples, {r.where: r.reason for r in taken.aside}
 
 
-def test_vqa_rad_keeps_its_test_pictures_for_the_test(tmp_path, s3):
+def test_vqa_rad_keeps_its_test_pictures_for_the_test(tmp_path):
     layouts.vqa_rad(tmp_path / "rad")
     kept, reasons = take_in(tmp_path / "rad", "vqa-rad", modality="CXR")
     assert {(s.split, s.turns[0].answer) for s in kept} == {("test", "No"), ("train", "right lobe")}
     assert set(reasons.values()) <= {"duplicate", "split-leakage"} and len(reasons) == 1
 
 
-def test_slake_in_two_languages_keeps_its_test_pictures_for_the_test(tmp_path, s3):
+def test_slake_in_two_languages_keeps_its_test_pictures_for_the_test(tmp_path):
     layouts.slake(tmp_path / "slake-two")
     layouts.dump([layouts.slake_row(1, "这是什么?", "肺", q_lang="zh")], tmp_path / "slake-two" / "validate.json")
     kept, reasons = take_in(tmp_path / "slake-two", "slake")
@@ -39,14 +35,14 @@ def test_slake_in_two_languages_keeps_its_test_pictures_for_the_test(tmp_path, s
     assert reasons["validate.json:xmlab1/source.jpg"] == "no-text"
 
 
-def test_parquet_splits_share_no_picture(tmp_path, s3):
+def test_parquet_splits_share_no_picture(tmp_path):
     layouts.image_questions(tmp_path / "path-vqa" / "train-0.parquet", (7, 8))
     layouts.image_questions(tmp_path / "path-vqa" / "test-0.parquet", (8, 9))
     kept, reasons = take_in(tmp_path / "path-vqa", "path-vqa", modality="Histopathology", license="CC0-1.0")
     assert sorted(s.split for s in kept) == ["test", "test", "train"] and len(reasons) == 1
 
 
-def test_one_picture_with_two_labels_is_kept_aside(tmp_path, s3):
+def test_one_picture_with_two_labels_is_kept_aside(tmp_path):
     for label in ("malignant", "benign"):
         layouts.save(5, tmp_path / "busi" / label / "1.png")
     layouts.save(6, tmp_path / "busi" / "benign" / "2.png")
@@ -54,7 +50,7 @@ def test_one_picture_with_two_labels_is_kept_aside(tmp_path, s3):
     assert {s.labels["folder"] for s in kept if s.task == "understanding"} == {"benign"} and list(reasons.values()).count("conflicting-labels") == 2
 
 
-def test_a_folder_without_a_licence_is_kept_aside(tmp_path, s3):
+def test_a_folder_without_a_licence_is_kept_aside(tmp_path):
     layouts.image_folder(tmp_path / "photos")
     kept, reasons = take_in(tmp_path / "photos", "auto", modality="CXR")
     assert not kept and set(reasons.values()) == {"no-licence", "augmented-copy"}
@@ -133,7 +129,7 @@ def test_boxes_without_an_area_are_left_out(tmp_path):
     assert chest.labels["boxes"] == [["Lung", 10.0, 12.0, 20.0, 30.0]] and "boxes" not in liver.labels
 
 
-def test_image_modes_of_one_class(tmp_path, s3):
+def test_image_modes_of_one_class(tmp_path):
     for number, (mode, suffix) in enumerate([("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("I;16", "png")]):
         picture = layouts.pictures()[number].convert("RGB")
         picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 200) if mode == "I;16" else picture.convert(mode)
@@ -179,7 +175,6 @@ TABLES = ["unimedvl-jsonl", "slake", "vqa-rad", "path-vqa", "unimed-5m", "omni-m
 @pytest.mark.parametrize("share", [0, 0.3, 0.7, 0.99])
 @pytest.mark.parametrize("format", TABLES)
 def test_a_file_that_breaks_off_gives_rejections_and_no_trace(tmp_path, format, share):
-    pytest.importorskip("corpus.readers.nifti"), pytest.importorskip("corpus.readers.dicom")
     file = _built(tmp_path, format)
     whole = len(read(file, format)[0])
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])

@@ -1,0 +1,87 @@
+"""The columns that checks and readers look at: one row a sample, without its pictures.
+
+Every shard has an index beside it. Releases are decided on indexes alone, so their cost does not depend on pixels.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from corpus.sample import Sample
+
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    [("id", pa.string()), ("patient", pa.string())]
+    + [(name, _DICTIONARY) for name in ("task", "modality", "source", "license", "split")]
+    # 64-bit hashes: of the whole row, the record it came from, its last picture's pixels.
+    + [(name, pa.uint64()) for name in ("content", "record", "picture")]
+    # Of each turn: picture with question, and answer.
+    + [(name, pa.list_(pa.uint64())) for name in ("asked", "answered")]
+    + [("look", pa.binary(16)), ("side", pa.int32()), ("text_length", pa.int32()), ("aspect", pa.float32()), ("entropy", pa.float32()), ("bytes", pa.int64())]
+)
+
+
+def row(sample: Sample) -> dict:
+    """A sample's row of `SCHEMA`."""
+    last = sample.images[-1] if sample.images else None
+    texts = [part.text for part in sample.parts if part.text]
+    turns = sample.turns if sample.task == "understanding" else []
+    sides = [min(image.width, image.height) for image in sample.images]
+    return {name: getattr(sample, name) for name in ("id", "patient", "task", "modality", "source", "license", "split")} | {
+        "content": content(sample),
+        "record": hash64(sample.record),
+        "picture": int(last.sha256[:16], 16) if last else 0,
+        "asked": [hash64(sample.images[0].sha256 + turn.question.casefold()) for turn in turns],
+        "answered": [hash64(turn.answer.casefold()) for turn in turns],
+        "look": bytes.fromhex(sample.quality.get("look", "0" * 32)),
+        "side": min(sides, default=None),
+        "text_length": sum(map(len, texts)) + max(0, len(texts) - 1),
+        "aspect": last.width / last.height if last else None,
+        "entropy": sample.quality.get("entropy"),
+        "bytes": sum(len(image.data) for image in sample.images),
+    }
+
+
+def content(sample: Sample) -> int:
+    """64-bit hash of everything a sample says and shows: what tells an edited sample from an unchanged one."""
+    known = (sample.id, sample.task, sample.modality, sample.source, sample.license, sample.attribution, sample.split, sample.patient)
+    return hash64(repr((known, sample.parts, [image.sha256 for image in sample.images], sorted(sample.labels.items()))))
+
+
+def hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def to_bytes(rows: list[dict]) -> bytes:
+    """Rows as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read(data: bytes, shard: str, removed: Sequence[int] = ()) -> pa.Table:
+    """The index of a shard with the place of each row, less the rows that were removed."""
+    table = pq.read_table(io.BytesIO(data), schema=SCHEMA)
+    rows = np.arange(len(table), dtype=np.int32)
+    table = table.append_column("shard", pa.repeat(pa.scalar(shard), len(table)).dictionary_encode())
+    table = table.append_column("row", pa.array(rows))
+    return table.filter(pa.array(~np.isin(rows, removed))) if len(removed) else table
+
+
+def join(tables: Sequence[pa.Table]) -> pa.Table:
+    """Several indexes as one."""
+    if not tables:
+        return read(to_bytes([]), "")
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def column(table: pa.Table, name: str) -> np.ndarray:
+    """A column as numbers; words become codes of an order of their own."""
+    values = table[name].combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        return values.indices.to_numpy(zero_copy_only=False)
+    return values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,56 @@
+"""Stored values of DICOM frames, each transfer syntax by the decoder that survives damaged data."""
+
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# Transfer syntaxes (PS3.5 Annex A) by pydicom's name of the decoder; all others are decoded by pydicom itself.
+_DECODERS = {
+    "pillow": ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"),
+    "gdcm": ("1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"),
+    "pyjpegls": ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"),
+    "pylibjpeg": tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)),
+}
+_OWN = {"1.2.840.10008.1.2.5": "pydicom"}
+_DECODER = {syntax: decoder for decoder, syntaxes in _DECODERS.items() for syntax in syntaxes} | _OWN
+
+
+class DecoderCrashed(RuntimeError):
+    """The decoder took its process down."""
+
+
+def decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
+    """Stored values of a frame, (H, W), or RGB (H, W, 3). Raises whatever the decoders raise, or DecoderCrashed."""
+    from pydicom.pixels import pixel_array
+
+    decoder = _DECODER.get(dataset.file_meta.TransferSyntaxUID, "")
+    return _isolated(path, frame) if decoder == "gdcm" else pixel_array(dataset, index=frame, decoding_plugin=decoder)
+
+
+def _isolated(path: Path, frame: int) -> np.ndarray:
+    """GDCM aborts on some damaged pictures, so it works in a process of its own."""
+    try:
+        return _workers().submit(_by_gdcm, path, frame).result()
+    except BrokenProcessPool:
+        _workers.cache_clear()
+        raise DecoderCrashed("the decoder crashed") from None
+
+
+@lru_cache(maxsize=1)
+def _workers() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"))
+
+
+def _by_gdcm(path: Path, frame: int) -> np.ndarray:
+    from pydicom import dcmread
+    from pydicom.pixels import pixel_array
+
+    return pixel_array(dcmread(path, force=True), index=frame, decoding_plugin="gdcm")

@@ -1,0 +1,106 @@
+"""DICOM frames as pictures: stored values through the modality and VOI transformations (PS3.3 C.11.1, C.11.2, PS3.4 N.2)."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image as Pillow
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_TRANSFORMATIONS = {"PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"), "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction")}
+
+
+def picture(values: np.ndarray, header: "Dataset", frame: int = 0) -> Pillow.Image:
+    """The picture of a frame's stored values (H, W) or RGB (H, W, 3).
+
+    8-bit (mode L or RGB) where the header says how; grey of more bits without a window stays as it is (mode F), to be
+    windowed by percentiles like any other 16-bit picture.
+    """
+    header = _of_frame(header, frame)
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        from pydicom.pixels import apply_color_lut
+
+        table = apply_color_lut(values, header)
+        return Pillow.fromarray(_to_byte(table, np.iinfo(table.dtype).max))
+    if values.ndim == 3:
+        return Pillow.fromarray(_to_byte(values, 2 ** int(header.BitsStored) - 1))
+    return _grey(values, header)
+
+
+def _grey(values: np.ndarray, header: "Dataset") -> Pillow.Image:
+    from pydicom.pixels import apply_modality_lut
+
+    inverted = header.PhotometricInterpretation == "MONOCHROME1"
+    meant = apply_modality_lut(values, header)
+    shown = _displayed(meant, header)
+    if shown is None and values.dtype == np.uint8:
+        shown = values / (2 ** int(header.BitsStored) - 1)
+    if shown is not None:
+        return Pillow.fromarray(_to_byte(1 - shown if inverted else shown, 1))
+    meant = _without_padding(meant.astype(np.float32), values, header)
+    return Pillow.fromarray(-meant if inverted else meant)
+
+
+def _displayed(values: np.ndarray, header: "Dataset") -> np.ndarray | None:
+    """Values through the first VOI LUT or else the first window, from 0 to 1; None if the header has neither."""
+    if header.get("VOILUTSequence"):
+        return _looked_up(values, header.VOILUTSequence[0], header.original_encoding[1])
+    centre, width = (_first(header.get(keyword)) for keyword in ("WindowCenter", "WindowWidth"))
+    return window(values, centre, width, header.get("VOILUTFunction") or "LINEAR") if centre is not None and width else None
+
+
+def _looked_up(values: np.ndarray, table: "Dataset", little_endian: bool) -> np.ndarray:
+    """Values from 0 to 1 through a table (PS3.3 C.11.2.1.1), whose entries may be bytes or words."""
+    entries, first, bits = (int(number) for number in table.LUTDescriptor)
+    entries, data = entries or 2**16, table.LUTData
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else "<u2" if little_endian else ">u2")
+    place = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
+    return np.asarray(data)[place] / (2**bits - 1)
+
+
+def _first(value: object) -> float | None:
+    """The first of one or several numbers."""
+    numbers = np.atleast_1d(np.asarray([] if value is None else value, float))
+    return float(numbers[0]) if len(numbers) else None
+
+
+def window(values: np.ndarray, centre: float, width: float, function: str = "LINEAR") -> np.ndarray:
+    """Values from 0 to 1 through a window (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    if function == "SIGMOID":
+        return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
+    if function == "LINEAR_EXACT":
+        return np.clip((values - centre) / width + 0.5, 0, 1)
+    return np.clip((values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5, 0, 1)
+
+
+def _without_padding(meant: np.ndarray, values: np.ndarray, header: "Dataset") -> np.ndarray:
+    """Padding (PS3.3 C.7.5.1.1.2) as dark as the darkest pixel, so that it does not stretch the window."""
+    if header.get("PixelPaddingValue") is None:
+        return meant
+    low, high = sorted((header.PixelPaddingValue, header.get("PixelPaddingRangeLimit", header.PixelPaddingValue)))
+    padding = (values >= low) & (values <= high)
+    if padding.any() and not padding.all():
+        darkest = np.max if header.PhotometricInterpretation == "MONOCHROME1" else np.min
+        meant[padding] = darkest(meant[~padding])
+    return meant
+
+
+def _to_byte(values: np.ndarray, top: float) -> np.ndarray:
+    return values if values.dtype == np.uint8 and top == 255 else np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
+
+
+def _of_frame(header: "Dataset", frame: int) -> "Dataset":
+    """The header with the transformations of the frame's functional groups (PS3.3 C.7.6.16) on top."""
+    groups = [g for g in (header.get("SharedFunctionalGroupsSequence"), header.get("PerFrameFunctionalGroupsSequence")) if g]
+    if not groups:
+        return header
+    merged = type(header)(header)
+    for items in groups:
+        group = items[min(frame, len(items) - 1)]
+        for sequence, keywords in _TRANSFORMATIONS.items():
+            for keyword in keywords:
+                if group.get(sequence) and keyword in group[sequence].value[0]:
+                    merged.add(group[sequence].value[0][keyword])
+    return merged

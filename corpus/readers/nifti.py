@@ -1,0 +1,141 @@
+"""NIfTI volumes (.nii, .nii.gz): slices of the first volume, upright, with square pixels and one window for the whole volume."""
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image as Pillow
+
+from corpus import anatomy, vocabulary
+from corpus.readers.files import File, evenly_spread, listed
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection, Unreadable
+
+_NAME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
+# The last word of a BIDS file name says what was measured.
+_BIDS = {"MRI": re.compile(r"_(T1w|T2w|FLAIR|T2starw|PDw|bold|dwi|inplaneT2)$"), "CT": re.compile(r"_ct$")}
+# The volume axis (of right, anterior, superior) that runs across the slices.
+_ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}
+_PERCENTILES = (0.5, 99.5)
+_LABEL_INTENT = 1002
+_MOST_LABELS = 32
+_NEAR_EMPTY = 0.05
+# A volume may have this many slices of the largest permitted size.
+_DEEPEST = 8
+
+
+class Volume(NamedTuple):
+    """Values (x, y, z) float32 towards right, anterior and superior; mm per voxel; the window."""
+
+    values: np.ndarray
+    spacing: tuple[float, float, float]
+    low: float
+    high: float
+
+
+def recognises(path: Path) -> bool:
+    """A .nii or .nii.gz file, or a folder with one."""
+    return bool(_NAME.search(path.name)) if path.is_file() else any(_NAME.search(file.name) for file in path.rglob("*.nii*"))
+
+
+def read(source: Source) -> Iterator[Record | Rejection]:
+    """A record for each of at most `source.views` slices of each volume, evenly spread over those that show something.
+
+    Of the header only shape, axes and scaling are used: its free text and extensions are never looked at.
+    """
+    for file in listed(source.path):
+        if not _NAME.search(file.path.name):
+            continue
+        try:
+            yield from _slices(file, source)
+        except Unreadable as error:
+            yield Rejection(source.name, file.where, error.reason, str(error))
+
+
+def _slices(file: File, source: Source) -> Iterator[Record]:
+    volume = _volume(file, source.max_pixels)
+    shown = _shown(volume, source.plane)
+    if not shown:
+        raise Unreadable("empty-volume", "no slice shows anything")
+    stem = _NAME.sub("", file.path.name)
+    subject = _SUBJECT.search(file.path.as_posix().removeprefix(source.path.as_posix()) or file.path.name)
+    modality = next((name for name, suffix in _BIDS.items() if suffix.search(stem)), None) or vocabulary.modality(source.modality)
+    for index in (shown[i] for i in evenly_spread(len(shown), source.views)):
+        yield Record(
+            id=f"{file.digest}-{index}",
+            where=f"{file.where}, {source.plane} slice {index}",
+            images=(partial(_open, file, source.plane, index, source.max_pixels),),
+            modality=modality or source.modality,
+            source=source.name,
+            license=source.license,
+            attribution=source.attribution,
+            split=source.split,
+            patient=subject.group() if subject else stem,
+            caption=anatomy.caption(modality, None),
+            labels={"plane": source.plane, "slice": index},
+        )
+
+
+@lru_cache(maxsize=1)
+def _volume(file: File, max_pixels: int) -> Volume:
+    """Raises Unreadable: unreadable-volume, too-large, not-a-volume or label-volume."""
+    import nibabel
+
+    try:
+        image = nibabel.load(file.path)
+        shape, dtype = image.shape, image.get_data_dtype()
+        if not 2 <= len(shape) <= 4 or dtype.kind not in "iuf":
+            raise Unreadable("not-a-volume", f"{len(shape)}-D of type {dtype.kind!r}; two to four dimensions of real numbers are read")
+        if max(np.prod(shape[:2]), np.prod(shape[1:3]), np.prod(shape[::2][:2])) > max_pixels or np.prod(shape[:3], dtype=float) > _DEEPEST * max_pixels:
+            raise Unreadable("too-large", f"{shape} voxels; a slice may have {max_pixels:,} pixels, a volume {_DEEPEST} times as many")
+        image = nibabel.as_closest_canonical(_first(image))
+        values = np.asarray(image.dataobj, dtype=np.float32)
+        if int(image.header["intent_code"]) == _LABEL_INTENT or _is_labels(values):
+            raise Unreadable("label-volume", "a segmentation, not a picture")
+        spacing = tuple(float(s) if np.isfinite(s) and s > 0 else 1.0 for s in image.header.get_zooms()[:3])
+    except Unreadable:
+        raise
+    except Exception as error:  # damaged files raise anything, from zlib.error to HeaderDataError
+        raise Unreadable("unreadable-volume", f"cannot be read ({type(error).__name__})") from None
+    values = np.nan_to_num(values, nan=float(np.nanmin(values)) if np.isfinite(values).any() else 0.0)
+    return Volume(values, spacing, *(float(p) for p in np.percentile(values, _PERCENTILES)))
+
+
+def _first(image):
+    """The first volume of a series, and a flat picture as a volume of one slice."""
+    values = image.dataobj[..., 0] if len(image.shape) == 4 else np.asarray(image.dataobj)
+    header = image.header.copy()
+    return type(image)(values.reshape((*values.shape, 1)[:3]), image.affine, header)
+
+
+def _is_labels(values: np.ndarray) -> bool:
+    some = values.ravel()[:: max(1, values.size // 1_000_000)]
+    return bool((some == np.rint(some)).all()) and len(np.unique(some)) <= _MOST_LABELS
+
+
+def _shown(volume: Volume, plane: str) -> list[int]:
+    """Slices of which more than a little is brighter than a tenth of the window."""
+    across = _ACROSS[plane]
+    bright = volume.values > volume.low + 0.1 * (volume.high - volume.low)
+    share = bright.mean(axis=tuple(axis for axis in range(3) if axis != across))
+    return [int(i) for i in np.flatnonzero(share > _NEAR_EMPTY)]
+
+
+def _open(file: File, plane: str, index: int, max_pixels: int) -> Pillow.Image:
+    """The slice as radiologists hang it: the patient's right (or front, sagittal) on the left, front or head on top."""
+    volume = _volume(file, max_pixels)
+    across = _ACROSS[plane]
+    values = np.take(volume.values, index, axis=across)
+    values = values[::-1, ::-1].T
+    scaled = np.clip((values - volume.low) / max(volume.high - volume.low, 1e-9), 0, 1)
+    picture = Pillow.fromarray(np.rint(scaled * 255).astype(np.uint8))
+    wide, high = (s for axis, s in enumerate(volume.spacing) if axis != across)
+    finest = min(wide, high)
+    size = round(picture.width * wide / finest), round(picture.height * high / finest)
+    if size[0] * size[1] > max_pixels:
+        raise Unreadable("too-large", f"{size[0]}x{size[1]} px after making pixels square exceed {max_pixels:,}")
+    return picture if size == picture.size else picture.resize(size, Pillow.Resampling.BICUBIC)

@@ -1,0 +1,234 @@
+"""DICOM: every kind of file becomes the picture it means, or is kept aside with its reason."""
+
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.data import get_testdata_file
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.uid import SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
+
+from corpus.readers import dicom
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection, Unreadable
+from tests.corpus import dicom_table
+from tests.corpus.dicom_making import dataset, save
+from tests.corpus.taking_in import SALT, take_in
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom, at values that are meant to be wrong
+GRADIENT = np.arange(64 * 64).reshape(64, 64)
+
+
+def records(path, **options):
+    return list(dicom.read(Source(path, "s", license="MIT", salt=SALT, **options)))
+
+
+def picture(tmp_path, made, **options):
+    return np.asarray(records(save(made, tmp_path / "x.dcm"), **options)[0].images[0](), dtype=float)
+
+
+def item(**elements) -> Dataset:
+    made = Dataset()
+    for keyword, value in elements.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def test_each_shipped_file_becomes_what_the_docs_say():
+    rows = [line.strip("| ").split(" | ") for line in dicom_table.DOCS.read_text().splitlines() if line.startswith("| ")][2:]
+    assert {name: outcome for name, outcome in rows} == {name: dicom_table.outcome(path) for name, path in dicom_table.files().items()}
+
+
+@pytest.mark.parametrize("name", ["MR_small.dcm", "693_J2KI.dcm", "examples_overlay.dcm", "J2K_pixelrep_mismatch.dcm"])
+def test_windows_are_those_of_an_independent_computation(name):
+    path = get_testdata_file(name, download=False)
+    header = dcmread(path)
+    top = 2 ** header.BitsStored - 1
+    voi = apply_voi_lut(apply_modality_lut(header.pixel_array, header), header, index=0)
+    low = -(2 ** (header.BitsStored - 1)) if header.PixelRepresentation else 0
+    slope, intercept = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+    expected = (voi - (low * slope + intercept)) / (top * slope) * 255
+    assert np.abs(np.asarray(records(dicom_table.files()[name])[0].images[0]()) - expected).max() <= 0.51
+
+
+def test_without_a_window_values_keep_their_bits_until_quality_control(tmp_path):
+    shown = picture(tmp_path, dataset(GRADIENT.astype(np.int16) - 1000, RescaleSlope=2, RescaleIntercept=-7))
+    assert (shown == (GRADIENT - 1000) * 2 - 7).all()
+
+
+def test_monochrome1_is_inverted(tmp_path):
+    made = dataset(GRADIENT.astype(np.uint16), PhotometricInterpretation="MONOCHROME1", WindowCenter=2048, WindowWidth=4096)
+    shown = picture(tmp_path, made)
+    assert shown[0, 0] == 255 and shown[-1, -1] == 0
+    assert picture(tmp_path, dataset(GRADIENT.astype(np.uint16), PhotometricInterpretation="MONOCHROME1"))[0, 0] == 0
+
+
+def test_twelve_bits_in_sixteen_ignore_what_is_in_the_others(tmp_path):
+    made = dataset((GRADIENT | 0xA000).astype(np.uint16), BitsStored=12, HighBit=11, WindowCenter=2048, WindowWidth=4096)
+    assert picture(tmp_path, made)[0, 0] == 0
+
+
+def test_a_voi_table_counts_before_a_window(tmp_path):
+    table = item(LUTDescriptor=[4096, 0, 8], LUTData=bytes(255 - i // 16 for i in range(4096)))
+    made = dataset(GRADIENT.astype(np.uint16), VOILUTSequence=[table], WindowCenter=2048, WindowWidth=4096)
+    made.VOILUTSequence[0]["LUTData"].VR = "OW"
+    shown = picture(tmp_path, made)
+    assert shown[0, 0] == 255 and shown[-1, -1] == 0
+
+
+def test_the_first_of_several_windows_counts(tmp_path):
+    shown = picture(tmp_path, dataset(GRADIENT.astype(np.uint16), WindowCenter=[2048, 10], WindowWidth=[4096, 2]))
+    assert abs(shown[32, 0] - 127.5) < 1
+
+
+@pytest.mark.parametrize("function, middle", [("LINEAR_EXACT", 127.5), ("SIGMOID", 127.5), ("LINEAR", 127.5)])
+def test_window_functions(tmp_path, function, middle):
+    shown = picture(tmp_path, dataset(GRADIENT.astype(np.uint16), WindowCenter=2048, WindowWidth=1000, VOILUTFunction=function))
+    assert abs(shown[32, 0] - middle) < 1 and shown[0, 0] < 2 and shown[-1, -1] > 253
+
+
+def test_windows_of_single_frames(tmp_path):
+    windows = [item(FrameVOILUTSequence=[item(WindowCenter=c, WindowWidth=2)]) for c in (1, 100000)]
+    made = dataset(np.stack([GRADIENT, GRADIENT]).astype(np.uint16), PerFrameFunctionalGroupsSequence=windows)
+    first, second = (np.asarray(record.images[0]()) for record in records(save(made, tmp_path / "x.dcm")))
+    assert first[-1, -1] == 255 and second[-1, -1] == 0
+
+
+def test_palettes_of_sixteen_bits(tmp_path):
+    made = dataset((GRADIENT % 256).astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
+    for name, values in (("Red", np.arange(256) * 257), ("Green", np.zeros(256)), ("Blue", np.full(256, 65535))):
+        setattr(made, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(made, f"{name}PaletteColorLookupTableData", values.astype("<u2").tobytes())
+    assert (picture(tmp_path, made)[0, 63] == (63, 0, 255)).all()
+
+
+def test_colour_by_plane(tmp_path):
+    rgb = np.zeros((64, 64, 3), np.uint8)
+    rgb[..., 0] = 200
+    made = dataset(rgb, PlanarConfiguration=1, PixelData=rgb.transpose(2, 0, 1).tobytes())
+    assert (picture(tmp_path, made)[5, 5] == (200, 0, 0)).all()
+
+
+def test_floating_point_pixels(tmp_path):
+    assert picture(tmp_path, dataset((GRADIENT / 10).astype(np.float32)))[0, 5] == 0.5
+
+
+def test_single_bits_are_black_and_white():
+    shown = np.asarray(records(dicom_table.files()["liver_1frame.dcm"])[0].images[0]())
+    assert set(np.unique(shown)) == {0, 255}
+
+
+def test_padding_does_not_stretch_the_window(tmp_path):
+    values = GRADIENT.astype(np.int16)
+    values[0] = -2000
+    assert picture(tmp_path, dataset(values, PixelPaddingValue=-2000)).min() == 64
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_a_senseless_number_of_frames_loses_nothing(tmp_path, count):
+    assert len(records(save(dataset(GRADIENT.astype(np.uint8), NumberOfFrames=count), tmp_path / "x.dcm"))) == 1
+
+
+def test_frames_are_spread_evenly(tmp_path):
+    path = save(dataset(np.zeros((100, 64, 64), np.uint8)), tmp_path / "x.dcm")
+    assert [record.labels["frame"] for record in records(path, views=4)] == [13, 38, 63, 88]
+
+
+def test_labels_of_slides_are_set_aside(tmp_path):
+    made = dataset(np.zeros((64, 64, 3), np.uint8), SOPClassUID=VLWholeSlideMicroscopyImageStorage, Modality="SM", ImageType=["ORIGINAL", "PRIMARY", "LABEL", "NONE"])
+    assert [found.reason for found in records(save(made, tmp_path / "x.dcm"))] == ["slide-label"]
+    made.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    assert records(save(made, tmp_path / "x.dcm"))[0].modality == "Histopathology"
+
+
+def test_huge_pictures_are_refused_before_decoding(tmp_path):
+    path = save(dataset(GRADIENT.astype(np.uint8), Rows=60000, Columns=60000), tmp_path / "x.dcm")
+    with pytest.raises(Unreadable) as refused:
+        records(path)[0].images[0]()
+    assert refused.value.reason == "too-large"
+
+
+@pytest.mark.parametrize(
+    "elements, stated, expected, caption",
+    [
+        ({"Modality": "DX", "BodyPartExamined": "CHEST"}, None, "CXR", "CXR image of the chest."),
+        ({"Modality": "DX", "AnatomicRegionSequence": [("51185008", "SCT")]}, None, "CXR", "CXR image of the chest."),
+        ({"Modality": "CR", "BodyPartExamined": "HAND"}, None, "X-ray", "X-ray image of the hand."),
+        ({"Modality": "XA"}, None, "X-ray", "X-ray image."),
+        ({"Modality": "OP"}, None, "CFP", "CFP image."),
+        ({"Modality": "ES", "BodyPartExamined": "JANE DOE'S COLON"}, "ct", "Endoscopy", "Endoscopy image."),
+        ({"Modality": ""}, "mr", "MRI", "MRI image."),
+        ({"Modality": ""}, None, None, None),
+        ({"Modality": "NM"}, "ct", "NM", None),
+        ({"Modality": "SMITH"}, None, None, None),
+    ],
+)
+def test_modality_and_caption_come_from_coded_values(tmp_path, elements, stated, expected, caption):
+    if regions := elements.get("AnatomicRegionSequence"):
+        elements = elements | {"AnatomicRegionSequence": [item(CodeValue=code, CodingSchemeDesignator=scheme) for code, scheme in regions]}
+    record = records(save(dataset(GRADIENT.astype(np.uint8), **elements), tmp_path / "x.dcm"), modality=stated)[0]
+    assert (record.modality, record.caption) == (expected, caption)
+
+
+def test_secondary_captures_and_declared_text_are_known_to_quality_control(tmp_path):
+    save(dataset(GRADIENT.astype(np.uint8), BurnedInAnnotation="YES"), tmp_path / "a.dcm")
+    assert take_in(dicom, Source(tmp_path, "s", license="MIT")).reasons == ["burned-in-text"]
+    record = records(save(dataset(GRADIENT.astype(np.uint8), SOPClassUID=SecondaryCaptureImageStorage), tmp_path / "a.dcm"))[0]
+    assert record.labels["image_class"] == "secondary capture"
+
+
+def test_a_patient_is_one_person_of_one_issuer(tmp_path):
+    def patient(**elements):
+        return records(save(dataset(GRADIENT.astype(np.uint8), **elements), tmp_path / "x.dcm"))[0].patient
+
+    assert patient(PatientID="7", IssuerOfPatientID="A") == patient(PatientID="7 ", IssuerOfPatientID="A", StudyInstanceUID="9.9")
+    assert patient(PatientID="7", IssuerOfPatientID="A") != patient(PatientID="7", IssuerOfPatientID="B")
+    assert patient(PatientID="") == "1.2.3"
+
+
+@pytest.mark.parametrize("size", [100, 140, 300, 700, 1500])
+def test_truncated_files_are_set_aside(tmp_path, size):
+    whole = save(dataset(GRADIENT.astype(np.uint16)), tmp_path / "x.dcm").read_bytes()
+    (tmp_path / "x.dcm").write_bytes(whole[:size])
+    taken = take_in(dicom, Source(tmp_path, "s", license="MIT"))
+    assert not taken.samples and set(taken.reasons) <= {"not-dicom", "no-pixel-data", "unreadable-dicom", "unreadable-image", "unknown-modality"}
+
+
+def test_noise_never_raises(tmp_path):
+    whole, rng = bytearray(save(dataset(GRADIENT.astype(np.uint16)), tmp_path / "x.dcm").read_bytes()), np.random.default_rng(0)
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.integers(132, 1200, 12):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "x.dcm").write_bytes(damaged)
+        take_in(dicom, Source(tmp_path, "s", license="MIT"))
+
+
+@pytest.mark.parametrize("name", ["SC_rgb_jpeg_gdcm.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_jp2klossless.dcm", "SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_rle.dcm"])
+def test_damaged_compressed_pictures_never_take_the_process_down(tmp_path, name):
+    whole, rng = dicom_table.files()[name].read_bytes(), np.random.default_rng(0)
+    start = whole.index(b"\xe0\x7f\x10\x00") + 12
+    for _ in range(12):
+        damaged = bytearray(whole)
+        for place in rng.integers(start, min(len(whole), start + 400), 6):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "x.dcm").write_bytes(damaged)
+        take_in(dicom, Source(tmp_path, "s", license="MIT", modality="CT"))
+    assert len(take_in(dicom, Source(dicom_table.files()[name], "s", license="MIT", modality="CT")).samples) == 1
+
+
+def test_which_paths_are_recognised(tmp_path):
+    assert dicom.recognises(dicom_table.files()["no_meta_group_length.dcm"]) and not dicom.recognises(dicom_table.files()["README.txt"])
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert not dicom.recognises(tmp_path)
+    save(dataset(GRADIENT.astype(np.uint8)), tmp_path / "x.dcm")
+    assert dicom.recognises(tmp_path)
+    assert [type(found) for found in records(tmp_path)] == [Rejection, Record]
+
+
+def test_transfer_syntaxes_that_can_be_decoded():
+    from pydicom import uid
+    from pydicom.pixels import get_decoder
+
+    lossless = (uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.RLELossless, uid.DeflatedExplicitVRLittleEndian)
+    lossy = (uid.JPEGBaseline8Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
+    assert all(get_decoder(syntax).is_available for syntax in lossless + lossy)

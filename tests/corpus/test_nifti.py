@@ -1,0 +1,126 @@
+"""NIfTI: slices as radiologists hang them, one window a volume, and every damaged or foreign file kept aside."""
+
+import gzip
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from corpus.readers import nifti
+from corpus.readers.source import Source
+from corpus.record import Record
+from tests.corpus.taking_in import take_in
+
+SHIPPED = Path(nibabel.__file__).parent / "tests" / "data"
+
+
+def records(path, **options):
+    return list(nifti.read(Source(path, "s", license="CC0-1.0", modality="mr", **options)))
+
+
+def save(path, values, affine=None, header=None):
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine, header), path)
+    return path
+
+
+@pytest.fixture
+def volume():
+    """(40, 50, 30) towards right, anterior, superior; brighter towards the right and darker towards the front."""
+    x, y, z = np.meshgrid(np.arange(40), np.arange(50), np.arange(30), indexing="ij")
+    return (1000 + 10 * x - 4 * y + z).astype(np.float32)
+
+
+@pytest.mark.parametrize("name, slices", [("anatomical.nii", 16), ("example4d.nii.gz", 16), ("functional.nii", 3), ("resampled_anat_moved.nii", 3)])
+def test_shipped_volumes(name, slices):
+    found = records(SHIPPED / name)
+    assert len(found) == slices and all(record.images[0]().mode == "L" and record.caption == "MRI image." for record in found)
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "LAS", "PIR", "SLA"])
+def test_axes_stored_in_any_order_show_the_same_picture(tmp_path, volume, axes):
+    from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+
+    turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
+    turned = nibabel.orientations.apply_orientation(volume, turn)
+    save(tmp_path / "v.nii", turned, np.eye(4) @ inv_ornt_aff(turn, volume.shape))
+    shown = np.asarray(records(tmp_path / "v.nii")[0].images[0](), dtype=int)
+    assert shown.shape == (50, 40)
+    # The patient's right is on the left of the picture, the front on top.
+    assert shown[25, 0] > shown[25, -1] and shown[0, 20] < shown[-1, 20]
+
+
+def test_pixels_are_made_square(tmp_path, volume):
+    save(tmp_path / "v.nii", volume, np.diag([1, 1, 3, 1]))
+    assert records(tmp_path, plane="coronal")[0].images[0]().size == (40, 90)
+    assert records(tmp_path, plane="sagittal")[0].images[0]().size == (50, 90)
+    assert records(tmp_path, plane="axial")[0].images[0]().size == (40, 50)
+
+
+def test_one_window_serves_the_whole_volume(tmp_path):
+    values = np.zeros((40, 40, 4), np.float32)
+    values[..., 1], values[..., 2], values[..., 3] = 100, 200, 400
+    shades = [np.asarray(record.images[0]()).max() for record in records(save(tmp_path / "v.nii.gz", values + np.random.default_rng(0).random(values.shape, np.float32)))]
+    assert len(shades) == 3 and shades[0] < shades[1] < shades[2]
+
+
+def test_scaling_and_not_a_number_are_handled(tmp_path, volume):
+    volume[0, 0, 0], volume[1, 1, 1] = np.nan, np.inf
+    assert np.asarray(records(save(tmp_path / "v.nii", volume))[0].images[0]()).std() > 10
+
+
+def test_empty_slices_are_left_and_the_others_spread(tmp_path, volume):
+    volume[:, :, :10] = 0
+    indices = [record.labels["slice"] for record in records(save(tmp_path / "v.nii", volume), views=4)]
+    assert indices == [12, 17, 22, 27]
+
+
+def test_patients_are_bids_subjects_or_files(tmp_path, volume):
+    folder = tmp_path / "sub-03" / "anat"
+    folder.mkdir(parents=True)
+    first = records(save(folder / "sub-03_ses-1_T1w.nii.gz", volume))[0]
+    save(folder / "other.nii", volume)
+    assert {first.patient, *(record.patient for record in records(tmp_path))} == {"sub-03"} and first.modality == "MRI"
+    assert records(save(tmp_path / "scan7.nii", volume))[0].patient == "scan7"
+
+
+def damaged(path, volume):
+    whole = save(path, volume + np.random.default_rng(0).random(volume.shape, np.float32)).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def labelled(path, volume):
+    save(path, (volume > 1200).astype(np.uint8))
+
+
+def coloured(path, volume):
+    save(path, np.zeros((40, 40, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")]))
+
+
+@pytest.mark.parametrize(
+    "make, expected",
+    [
+        (damaged, "unreadable-volume"),
+        (labelled, "label-volume"),
+        (coloured, "not-a-volume"),
+        (lambda path, _: save(path, np.linspace(0, 1, 2000, dtype=np.float32).reshape(10, 10, 5, 2, 2)), "not-a-volume"),
+        (lambda path, _: path.write_bytes(gzip.compress(b"not a volume" * 99)), "unreadable-volume"),
+        (lambda path, _: path.write_bytes(b""), "unreadable-volume"),
+        (lambda path, volume: save(path, np.tile(volume, (5, 1, 1))), "too-large"),
+    ],
+)
+def test_kept_aside_with_its_reason(tmp_path, volume, make, expected):
+    make(tmp_path / "v.nii.gz", volume)
+    assert take_in(nifti, Source(tmp_path, "s", license="CC0-1.0", modality="MRI", max_pixels=8000)).reasons == [expected]
+
+
+def test_extreme_voxels_are_refused(tmp_path, volume):
+    found = take_in(nifti, Source(save(tmp_path / "v.nii", volume, np.diag([1, 1e5, 1, 1])), "s", license="CC0-1.0", modality="MRI"))
+    assert set(found.reasons) == {"too-large"}
+
+
+def test_which_paths_are_recognised(tmp_path, volume):
+    assert not nifti.recognises(tmp_path)
+    save(tmp_path / "v.nii.gz", volume)
+    assert nifti.recognises(tmp_path) and nifti.recognises(tmp_path / "v.nii.gz")
+    assert all(isinstance(found, Record) for found in records(tmp_path))

@@ -1,0 +1,147 @@
+"""Identifiers planted in every channel of a source: none is found in what would be stored, or in what is logged."""
+
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from pydicom import Dataset
+from pydicom.uid import EncapsulatedPDFStorage
+
+from corpus import shards
+from corpus.params import CorpusParams
+from corpus.readers import dicom, nifti, records
+from corpus.readers.source import Source
+from tests.corpus.dicom_making import dataset, save
+from tests.corpus.taking_in import SALT, take_in
+from tests.corpus.test_deidentify import NUMBERS, SECRET, identified
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of pydicom, at the values planted
+SPELLINGS = [form for secret in (SECRET, NUMBERS["DA"], NUMBERS["UI"]) for form in (secret.encode(), secret.encode("utf-16-le"), secret.lower().encode())]
+
+
+def checked(reader, source, capture, log):
+    """What the source becomes, after a search of all that leaves the intake, as stored and decoded, said, warned or logged."""
+    capture.readouterr()
+    log.clear()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        taken = take_in(reader, source)
+    everything = [data for _, data, _ in shards.pack(taken.samples, CorpusParams().shards)]
+    everything += [shards.quarantine_bytes(taken.aside), repr([vars(rejection) for rejection in taken.aside]).encode()]
+    for sample in taken.samples:
+        everything.append(json.dumps(sample.to_row() | {"images": []}, ensure_ascii=False).encode())
+        everything += [data for image in sample.images for data in (image.data, image.open().tobytes(), repr(image.open().info).encode())]
+    everything += [text.encode() for text in (*capture.readouterr(), log.text, *(str(warning.message) for warning in warned))]
+    assert [spelling for spelling in SPELLINGS for data in everything if spelling in data] == []
+    return taken
+
+
+@pytest.fixture(autouse=True)
+def loud(caplog):
+    caplog.set_level(logging.DEBUG)
+
+
+def picture(size=64) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (size, size), dtype=np.uint8)
+
+
+def without_numbers(made: Dataset) -> Dataset:
+    """Planted numbers in what shapes the picture would only make it unreadable, which is tested apart."""
+    for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "NumberOfFrames", "VOILUTSequence", "ModalityLUTSequence"):
+        if keyword in made:
+            del made[keyword]
+    return made
+
+
+@pytest.fixture
+def dicom_folder(tmp_path) -> Path:
+    folder = tmp_path / f"{SECRET}_19570312"
+    folder.mkdir()
+    good = without_numbers(identified())
+    good.Rows = good.Columns = 64
+    good.PixelData = picture().tobytes() + SECRET.encode()
+    good.file_meta.SourceApplicationEntityTitle = SECRET
+    good.file_meta.PrivateInformationCreatorUID, good.file_meta.PrivateInformation = NUMBERS["UI"], SECRET.encode()
+    good.preamble = SECRET.encode().ljust(128, b"\0")
+    icon = dataset(picture(8))
+    icon.PatientName = SECRET
+    good.IconImageSequence = [icon]
+    path = save(good, folder / f"{SECRET}.dcm")
+    path.write_bytes(path.read_bytes() + b"\xfc\xff\xfc\xffOB\0\0\x0a\0\0\0" + SECRET.encode())
+    whole = path.read_bytes()
+    (folder / f"{SECRET}-cut.dcm").write_bytes(whole[: len(whole) // 2])
+    (folder / f"{SECRET}-odd.dcm").write_bytes(whole.replace(b"US\x02\0", b"LO\x02\0", 40))
+    (folder / f"{SECRET}.txt").write_text(SECRET)
+    bad = dataset(picture(), PatientName=SECRET)
+    for keyword in ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"):
+        bad.add_new(keyword, "LO", SECRET)
+    save(bad, folder / f"{SECRET}-numbers.dcm")
+    letter = Dataset()
+    letter.file_meta, letter.SOPClassUID, letter.SOPInstanceUID = good.file_meta, EncapsulatedPDFStorage, "1.2"
+    letter.EncapsulatedDocument, letter.PatientName = SECRET.encode() + b"!!", SECRET
+    save(letter, folder / f"{SECRET}-letter.dcm")
+    return folder
+
+
+def test_nothing_of_a_dicom_folder(dicom_folder, capfd, caplog):
+    taken = checked(dicom, Source(dicom_folder, "s", license="MIT", modality="CT", salt=SALT), capfd, caplog)
+    assert len(taken.samples) >= 1 and {"no-pixel-data", "not-dicom", "unreadable-dicom"} <= set(taken.reasons)
+
+
+def icc() -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes().replace(b"sRGB", SECRET[:4].encode()) + SECRET.encode()
+
+
+def test_nothing_of_picture_files(tmp_path, capfd, caplog):
+    rng = np.random.default_rng(1)
+
+    def noise() -> Image.Image:
+        return Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+
+    exif = Image.Exif()
+    exif[0x010E], exif[0x013B], exif[0x9286] = SECRET, SECRET, SECRET.encode()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Name", SECRET)
+    text.add_text("Zipped", SECRET, zip=True)
+    text.add_itxt("Name", SECRET)
+    ways = {
+        "a.png": {"pnginfo": text, "exif": exif, "icc_profile": icc()},
+        "b.jpg": {"comment": SECRET.encode(), "exif": exif, "icc_profile": icc()},
+        "c.gif": {"comment": SECRET.encode()},
+        "d.tif": {"description": SECRET, "artist": SECRET, "exif": exif},
+        "e.webp": {"exif": exif, "xmp": SECRET.encode(), "lossless": True},
+    }
+    lines = []
+    for name, options in ways.items():
+        buffer = io.BytesIO()
+        noise().save(buffer, {"jpg": "JPEG", "tif": "TIFF"}.get(name[2:], name[2:].upper()), **options)
+        assert SECRET.encode() in buffer.getvalue() or name == "a.png"
+        (tmp_path / name).write_bytes(buffer.getvalue() + SECRET.encode())
+        lines.append(json.dumps({"image": name, "modality": "CT", "license": "CC0-1.0", "caption": "CT image.", "patient": SECRET}))
+    (tmp_path / "records.jsonl").write_text("\n".join(lines))
+    taken = checked(records, Source(tmp_path, "s"), capfd, caplog)
+    assert len(taken.samples) == len(ways)
+
+
+def test_nothing_of_a_nifti_folder(tmp_path, capfd, caplog):
+    folder = tmp_path / SECRET
+    folder.mkdir()
+    header = nibabel.Nifti1Header()
+    header["descrip"], header["aux_file"], header["db_name"], header["intent_name"] = (SECRET.encode(),) * 4
+    volume = nibabel.Nifti1Image(np.random.default_rng(0).random((40, 40, 5), np.float32), np.eye(4), header)
+    volume.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", SECRET.encode()))
+    nibabel.save(volume, folder / f"{SECRET}.nii")
+    whole = (folder / f"{SECRET}.nii").read_bytes()
+    assert whole.count(SECRET.encode()) == 5
+    (folder / f"{SECRET}-tail.nii").write_bytes(whole + SECRET.encode())
+    (folder / f"{SECRET}-cut.nii").write_bytes(whole[:2000])
+    taken = checked(nifti, Source(folder, "s", license="CC0-1.0", modality="MRI"), capfd, caplog)
+    assert taken.samples and taken.aside
