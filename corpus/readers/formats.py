@@ -62,13 +62,13 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
     unknown: list[Path] = []
     found = False
     for file in tree.walk(source.path):
-        if file.suffix.lower() in SUFFIXES or (source.path.is_dir() and _AUXILIARY.search(file.name)):
+        if file.suffix.lower() in SUFFIXES:
             continue
-        found = True
         format = None if tree.leaves(file, source.path) or not file.is_file() else detect(file, source.columns)
         if format is None:
-            unknown.append(file)
+            unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
             continue
+        found = True
         for item in reader(format).read(replace(source, path=file, root=source.path if source.path.is_dir() else None)):
             claimed |= _folders(item)
             yield item
@@ -81,7 +81,7 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
             found = True
             if os.path.abspath(file.parent) not in claimed:
                 yield from image_folder.read_picture(file, source)
-    if not found:
+    if not (found or unknown):
         raise FileNotFoundError(f"{source.path} holds no data; the formats read are {', '.join(FORMATS)} (docs/data.md)")
 
 

@@ -61,7 +61,7 @@ def talk(*words: str) -> list[dict]:
 
 def unimedvl(root: Path) -> Path:
     """One row of each task, and a second question about the first picture."""
-    for number in range(4):
+    for number in range(5):
         save(number, root / "images" / f"{number}.png")
 
     def row(task: str, inputs: list[int], outputs: list[int], *words: str) -> dict:
@@ -75,7 +75,7 @@ def unimedvl(root: Path) -> Path:
         row("generation", [], [1], "Draw an IHC slide of the colon.", "Here is the generated image."),
         row("interleaved", [2], [3], "<image>Stain this slide.", "Done."),
         row("text-only", [], [], "What is IHC?", "Immunohistochemistry."),
-        row("understanding", [0, 1], [], "<image><image>Which is darker?", "The first.", "Sure?", "Yes"),
+        row("understanding", [0, 4], [], "<image><image>Which is darker?", "The first.", "Sure?", "Yes"),
     ]
     return jsonl(rows, root / "train.jsonl")
 

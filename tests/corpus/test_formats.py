@@ -1,14 +1,18 @@
 """Which reader reads what: mixed folders, unknown files, and the command line."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
 
 import pytest
 
-from corpus.readers import formats
+from corpus.readers import FORMATS, formats
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
+from corpus.sample import Turn
+from ray_jobs.ingest import add_source
+from tests.conftest import REPO
 from tests.corpus import layouts
 
 
@@ -85,6 +89,34 @@ def test_what_cannot_be_read_at_all_is_an_error_in_a_line(tmp_path):
         read(tmp_path)
     with pytest.raises(FileNotFoundError, match="SLAKE"):
         read(tmp_path, "slake")
+
+
+def test_what_is_said_of_a_source_reaches_its_samples(tmp_path, s3):
+    layouts.image_folder(tmp_path / "Own Photos")
+    layouts.table([{"picture": layouts.encoded(30), "words": "A slide of the colon."}], tmp_path / "Own Photos" / "more.parquet")
+    said = {"modality": "CXR", "license": "CC0-1.0", "split": "val", "columns": {"input_img": "picture", "caption": "words"}}
+    record = add_source(tmp_path / "Own Photos", **said)
+    # The picture without a folder has no words; the augmented copy is told by its name.
+    assert record["name"] == "own-photos" and record["records"] == {"seen": 6, "kept": 4, "quarantined": 2}
+    assert record["reasons"] == {"augmented-copy": 1, "no-text": 1}
+    assert add_source(tmp_path / "Own Photos", **said)["how"] == "up to date"
+
+
+def test_the_reader_in_the_docs_reads(tmp_path, monkeypatch):
+    written = re.search(r"```python\n(.*?)```", (REPO / "docs" / "data.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "vqa_med.py").write_text(written)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(FORMATS, "vqa-med", "vqa_med")
+    layouts.save(0, tmp_path / "set" / "images" / "synpic1.jpg")
+    (tmp_path / "set" / "test.txt").write_text("synpic1|modality|what is shown?|ihc slide#slide\nnot a question\n")
+    (record,), (aside,) = read(tmp_path / "set")
+    assert record.turns == (Turn("what is shown?", "ihc slide", "OPEN"),) and record.images[0]().size == (96, 96) and record.split == "test"
+    assert (aside.where, aside.reason) == ("test.txt:2", "malformed-record") and len(written.splitlines()) <= 35
+
+
+def test_the_docs_name_every_format():
+    told = (REPO / "docs" / "data.md").read_text()
+    assert all(f"`{name}`" in told for name in FORMATS)
 
 
 @pytest.mark.parametrize("arguments, told", [(["--format", "slaked"], "no format"), (["--columns", "x"], "our=theirs"), (["--image-root", "/absent"], "does not exist")])

@@ -240,3 +240,18 @@ def test_labels_that_are_no_class_and_counts_that_differ(tmp_path):
     assert len(records) == 1 and [r.reason for r in aside] == ["altered-mirror", "malformed-record"]
     np.savez(tmp_path / "retinamnist.npz", test_images=np.zeros((2, 28, 28, 3), np.uint8), test_labels=np.array([[1]]))
     assert [r.detail for r in read(tmp_path, "med-mnist")[1]] == ["not as many labels as images"]
+
+
+def test_every_task_of_unimedvl_reaches_the_corpus(tmp_path):
+    file = layouts.unimedvl(tmp_path)
+    file.write_text("".join(line for line in file.open() if "text-only" not in line))
+    kept, reasons = take_in(file, "unimedvl-jsonl", license="CC-BY-4.0")
+    assert [s.task for s in kept] == ["understanding", "generation", "interleaved", "understanding"] and kept[0].modality == "Histopathology"
+    assert not reasons
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="quality control expects a picture in each record")
+def test_text_without_a_picture_reaches_the_corpus(tmp_path):
+    file = layouts.jsonl([{"main_task_type": "text-only", "modality": "CT", "message": layouts.talk("What is IHC?", "A stain.")}], tmp_path / "a.jsonl")
+    kept, _ = take_in(file, "unimedvl-jsonl", license="CC-BY-4.0")
+    assert [s.task for s in kept] == ["text"]
