@@ -7,6 +7,11 @@ from corpus.readers.source import Source
 from corpus.record import Rejection
 from corpus.sample import Turn
 
+
+class NotARecord(ValueError):
+    """A row that is no record of its format; the message tells why, without quoting it."""
+
+
 # What reading a row that is not as it should be raises.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
 _MISSING = ("", "NULL", "NAN", "-")
@@ -68,7 +73,7 @@ def damaged(*texts: object) -> dict:
 
 def malformed(source: Source, where: str, error: Exception) -> Rejection:
     """A row that is not a record of its format."""
-    told = f"no field {error}" if isinstance(error, KeyError) else str(error) if isinstance(error, TypeError) and "picture" in str(error) else type(error).__name__
+    told = f"no field {error}" if isinstance(error, KeyError) else str(error) if isinstance(error, NotARecord) else type(error).__name__
     return Rejection(source.name, where, "malformed-record", f"not a record: {told}")
 
 

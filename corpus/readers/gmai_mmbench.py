@@ -8,7 +8,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, modality
+from corpus.readers.fields import MALFORMED, NotARecord, choice, damaged, kept, malformed, modality
 from corpus.readers.grouping import joined
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
@@ -48,7 +48,7 @@ def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejec
         key, opener = find(row["image"], source.image_root or file.parent, source.max_pixels)
         turn, facts = choice(row["question"], {name: said for name, said in row.items() if re.fullmatch("[A-Z]", name)}, row.get("answer"))
         if turn and facts["answer_letter"] is None:
-            raise ValueError("the answer is none of the options")
+            raise NotARecord("the answer is none of the options")
         return Record(
             id=place,
             where=place,

@@ -15,7 +15,7 @@ from corpus.sample import Turn
 # Folder names that say nothing of what is in the pictures.
 _PLAIN = ("images", "image", "imgs", "img", "pictures", "photos", "data")
 # Names that augmentation gives to its copies, which pose as further patients.
-_AUGMENTED = re.compile(r"(^|[_-])(\w*distorted|deformed|\d*rotated\d*|flipped|augmented|aug)[_-]", re.IGNORECASE)
+_AUGMENTED = re.compile(r"(^|[_-])(\w*distorted|deformed|\d*rotated\d*|flipped|augmented)[_-]", re.IGNORECASE)
 
 
 def recognises(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import parquet
-from corpus.readers.fields import damaged, turn
+from corpus.readers.fields import NotARecord, damaged, malformed, turn
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -39,7 +39,7 @@ def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rej
     for number, row in enumerate(parquet.rows(file, ["image"])):
         rows = asked.pop(_key(row["image"]), None)
         if rows is not None:
-            yield _record(row["image"], rows, f"{source.place(file)}:{number}", source, said | {"split": split})
+            yield _record(row["image"], rows, f"{source.place(file)}:{number}", file, source, said | {"split": split})
 
 
 def _key(cell: object) -> str:
@@ -47,10 +47,10 @@ def _key(cell: object) -> str:
     return hashlib.sha256(data if isinstance(data, bytes) else str(data).encode()).hexdigest()[:32]
 
 
-def _record(cell: object, rows: list[dict], place: str, source: Source, said: dict) -> Record | Rejection:
+def _record(cell: object, rows: list[dict], place: str, file: Path, source: Source, said: dict) -> Record | Rejection:
     try:
-        key, opener = find(cell, source.image_root or source.path.parent, source.max_pixels)
-    except TypeError as error:
-        return Rejection(source.name, place, "missing-image", str(error))
+        key, opener = find(cell, source.image_root or file.parent, source.max_pixels)
+    except NotARecord as error:
+        return malformed(source, place, error)
     turns = tuple(t for row in rows if (t := turn(row["question"], row["answer"])))
     return Record(id=place, where=place, images=(opener,), patient=key, turns=turns, labels=damaged(*turns), **source.known(**said))

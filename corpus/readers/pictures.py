@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image as Pillow
 
+from corpus.readers.fields import NotARecord
 from corpus.record import Opener, Unreadable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -60,7 +61,7 @@ def find(cell: object, root: Path, max_pixels: int) -> tuple[str, Opener]:
         cell: a path below `root`, base64 text, bytes, or a mapping with `bytes` or `path`.
 
     Raises:
-        TypeError: it is none of these.
+        NotARecord: it is none of these.
     """
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
@@ -71,7 +72,7 @@ def find(cell: object, root: Path, max_pixels: int) -> tuple[str, Opener]:
         cell = _from_base64(cell)
     if isinstance(cell, bytes) and cell:
         return hashlib.sha256(cell).hexdigest()[:32], PictureBytes(cell, max_pixels)
-    raise TypeError("no picture: neither a path nor encoded bytes")
+    raise NotARecord("no picture: neither a path nor encoded bytes")
 
 
 def _is_path(cell: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, damaged, malformed, shown, text, turn
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, malformed, shown, text, turn
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -38,7 +38,7 @@ def _parse(line: str, where: str, root: Path, source: Source) -> Record | Reject
         fields = json.loads(line)
         picture = fields["image"]
         if not isinstance(picture, str):
-            raise TypeError("no picture: `image` is not a path")
+            raise NotARecord("no picture: `image` is not a path")
         identifier = str(fields.get("id") or picture)
         questions = fields.get("qa") or []
         kept = [q for q in questions if (q.get("lang") or "en") in source.languages]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, damaged, kept, malformed, text, turn
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, kept, malformed, text, turn
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -39,7 +39,7 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
 
 def _name(row: dict) -> str:
     if not (isinstance(row["img_name"], str) and row["img_name"].strip()):
-        raise TypeError("no picture: `img_name` is not a path")
+        raise NotARecord("no picture: `img_name` is not a path")
     return row["img_name"].strip()
 
 

@@ -26,7 +26,7 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
         noted: further labels.
 
     Raises:
-        TypeError, ValueError, KeyError, AttributeError: the row is not one.
+        MALFORMED (corpus.readers.fields): the row is not one.
     """
     inputs, outputs = ([find(cell, root, source.max_pixels) for cell in _cells(row.get(name))] for name in ("input_img", "output_img"))
     turns, task = _turns(row.get("message")), (text(row.get("main_task_type")) or "").casefold()

@@ -56,7 +56,7 @@ def test_a_folder_without_a_licence_is_kept_aside(tmp_path):
     assert not kept and set(reasons.values()) == {"no-licence", "augmented-copy"}
 
 
-@pytest.mark.parametrize("name", ["deformed_1.png", "a_barrdistorted_2.png", "90Rotated_3.png", "img-flipped-4.png"])
+@pytest.mark.parametrize("name", ["deformed_1.png", "a_barrdistorted_2.png", "90Rotated_3.png", "img-flipped-4.png", "augmented_5.png"])
 def test_augmented_copies_are_told_by_name(tmp_path, name):
     layouts.save(0, tmp_path / name)
     assert [r.reason for r in read(tmp_path, "image-folder")[1]] == ["augmented-copy"]

@@ -142,7 +142,7 @@ def test_gmai_mmbench(tmp_path):
 
 def test_gmai_mmbench_with_an_answer_that_is_no_option(tmp_path):
     records, aside = read(layouts.gmai(tmp_path / "x.tsv", [layouts.gmai_row(0, 1, "E"), layouts.gmai_row(1, 2)]), "gmai-mmbench")
-    assert len(records) == 1 and aside[0].reason == "malformed-record" and aside[0].where == "x.tsv:0"
+    assert len(records) == 1 and aside[0].reason == "malformed-record" and aside[0].where == "x.tsv:0" and "none of the options" in aside[0].detail
 
 
 def test_med_mnist_tells_an_altered_mirror(tmp_path):
