@@ -13,7 +13,7 @@ class NotARecord(ValueError):
 
 
 # What reading a row that is not as it should be raises.
-MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError)
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
 _MISSING = ("", "NULL", "NAN", "-")
 
 

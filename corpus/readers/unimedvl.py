@@ -8,7 +8,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from corpus.readers.fields import answer, kept, modality, text, turn
+from corpus.readers.fields import NotARecord, answer, modality, text, turn
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
 from corpus.record import Record
@@ -29,9 +29,11 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
         MALFORMED (corpus.readers.fields): the row is not one.
     """
     inputs, outputs = ([find(cell, root, source.max_pixels) for cell in _cells(row.get(name))] for name in ("input_img", "output_img"))
+    if not (inputs or outputs) and not _is_text(row):
+        raise NotARecord("no picture, and it is no text-only row")
     turns, task = _turns(row.get("message")), (text(row.get("main_task_type")) or "").casefold()
     asked = turns[0].question if turns else None
-    said = kept(row, "dataset", "main_task_type", "sub_task_type")
+    said = {name: told for name in ("dataset", "main_task_type", "sub_task_type") if (told := text(row.get(name)))}
     if outputs or (inputs and any(word in task for word in _DRAWING)):
         said |= {"response": turns[0].answer} if turns and turns[0].answer else {}
         content = {"instruction": asked, "target": outputs[0][1]} if inputs and outputs else {"caption": asked}
@@ -48,6 +50,12 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
         **content,
         **source.known(modality=modality(row.get("modality")), **{name: row.get(name) for name in ("license", "attribution", "split")}),
     )
+
+
+def _is_text(row: dict) -> bool:
+    """Whether a row without pictures is meant to have none."""
+    task = (text(row.get("main_task_type")) or "text").casefold()
+    return "text" in task and not any(word in task for word in _DRAWING) and "<image>" not in str(row.get("message"))
 
 
 def _cells(value: object) -> list:

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -216,6 +217,21 @@ def test_odd_json_gives_rejections(tmp_path, format, rows):
 def test_odd_rows_of_unimedvl_give_a_record_without_words_or_a_rejection(tmp_path, row):
     (item,) = sum(read(layouts.jsonl([row], tmp_path / "a.jsonl"), "unimedvl-jsonl"), [])
     assert getattr(item, "reason", None) == "malformed-record" or not item.turns
+
+
+@pytest.mark.parametrize("value", [None, 1, 1.5, b"", b"no picture", datetime(2020, 1, 1), [1], [[]], {"path": ""}, {"bytes": b"", "path": None}, {"other": 1}, "Ünï"])
+@pytest.mark.parametrize("column", ["input_img", "message", "modality", "dataset", "patient"])
+def test_odd_cells_of_parquet_give_rejections(tmp_path, column, value):
+    row = {"input_img": layouts.encoded(0), "message": '[{"from": "human", "value": "<image>a"}, {"from": "gpt", "value": "b"}]', "modality": "CT", "license": "CC0-1.0"}
+    kept, reasons = take_in(layouts.table([row | {column: value}], tmp_path / "a.parquet"), "unimed-5m")
+    assert len(kept) + len(reasons) == 1
+
+
+@pytest.mark.parametrize("cell", [None, b"", b"no picture", "text"])
+def test_odd_pictures_of_questions_give_rejections(tmp_path, cell):
+    file = layouts.table([{"image": cell, "question": "What?", "answer": "A"}], tmp_path / "train-0.parquet")
+    kept, reasons = take_in(file, "path-vqa", modality="CT", license="CC0-1.0")
+    assert not kept and set(reasons.values()) <= {"malformed-record", "unreadable-image"} and len(reasons) == 1
 
 
 def test_nothing_is_unpickled(tmp_path):
