@@ -7,6 +7,7 @@ source is never half there. Taking it in again writes only what is new or change
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,12 +19,14 @@ from corpus.record import Record, Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
 from infra.records import digest, utc_now
-from infra.store import MissingObject, ObjectStore
+from infra.store import MissingObject, ObjectStore, PreconditionFailed
 
 Examined = list[Sample] | Rejection
 # How records become samples: one after the other, or on many cores; in order either way.
 Examine = Callable[[Iterable[Record | Rejection]], Iterator[tuple[Examined, int]]]
 OnProgress = Callable[[int], None]
+
+FORGOTTEN = "privacy/forgotten.json"
 
 
 def one_by_one(params: CorpusParams, salt: bytes) -> Examine:
@@ -42,31 +45,81 @@ def one_by_one(params: CorpusParams, salt: bytes) -> Examine:
 def add(name: str, records: Iterable[Record | Rejection], params: CorpusParams, store: ObjectStore, examine: Examine, on_progress: OnProgress = lambda seen: None) -> dict:
     """Take a source in. Returns its record; an unchanged source gives the record that is there."""
     before = _current(store, name)
-    taken = _take_in(name, examine(records), _Known(before, store), params, store, on_progress)
+    taken = _take_in(name, examine(records), _Known(before, store, forgotten(store)), params, store, on_progress)
     listed = [s for s in before.get("shards", []) if s["shard"] in taken.still_used] + taken.written
-    table, removed = _live(listed, taken.stale, store)
+    counts = {"seen": taken.seen, "kept": taken.seen - len(taken.aside), "quarantined": len(taken.aside)}
+    return _publish(store, _settled(store, name, listed, taken.stale, taken.aside, {"records": counts, "questions_left_out": taken.left_out}), before)
+
+
+def without_patient(record: dict, patient: str, params: CorpusParams, store: ObjectStore) -> tuple[dict, list[str]]:
+    """A source without a patient: shards that hold the patient are written anew. Returns its new record and the old shards' keys.
+
+    A source without the patient is returned as it is.
+    """
+    listed, stale, old = [], store.get_json(record["stale"]), []
+    for shard in record["shards"]:
+        if patient not in index.read(store.get(shard["index_key"]), shard["shard"])["patient"].to_pylist():
+            listed.append(shard)
+            continue
+        gone = stale.pop(shard["shard"], [])
+        stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient != patient and row not in gone]
+        listed += [_put_shard(store, record["name"], shards.make(stay[0].source, stay, params.shards))] if stay else []
+        old += [shard["key"], shard["index_key"]]
+    if not old:
+        return record, []
+    aside = shards.read_quarantine(store.get(record["rejected"]))
+    kept = {key: record[key] for key in ("records", "questions_left_out")}
+    return _publish(store, _settled(store, record["name"], listed, stale, aside, kept), record), old
+
+
+def _settled(store: ObjectStore, name: str, listed: list[dict], stale: dict[str, list[int]], aside: list[Rejection], counts: dict) -> dict:
+    """The record of a source that holds these shards less some rows, after the checks that see all of it."""
+    stale = {s["shard"]: stale[s["shard"]] for s in listed if s["shard"] in stale}
+    removed = {shard: list(rows) for shard, rows in stale.items()}
+    table = index.join([index.read(store.get(s["index_key"]), s["shard"], stale.get(s["shard"], ())) for s in listed])
     settled = settle(table)
-    for shard, row in zip(*(table.filter(pa.array(~settled.kept))[c].to_pylist() for c in ("shard", "row"))):
+    late, kept = table.filter(pa.array(~settled.kept)), table.filter(pa.array(settled.kept))
+    for shard, row in zip(late["shard"].to_pylist(), late["row"].to_pylist()):
         removed.setdefault(shard, []).append(row)
-    kept = table.filter(pa.array(settled.kept))
-    record = {
+    return counts | {
         "name": name,
         "shards": listed,
+        "stale": _put_json(store, name, "stale", stale),
         "removed": _put_json(store, name, "removed", {shard: sorted(rows) for shard, rows in sorted(removed.items())}),
-        "quarantine": _put_quarantine(store, name, [*taken.aside, *settled.aside]),
-        "records": {"seen": taken.seen, "kept": taken.seen - len(taken.aside), "quarantined": len(taken.aside)},
+        "rejected": _put_quarantine(store, name, aside),
+        "quarantine": _put_quarantine(store, name, [*aside, *settled.aside]),
         "samples": {"kept": len(kept), "quarantined": len(settled.aside)},
-        "reasons": dict(sorted(Counter(r.reason for r in [*taken.aside, *settled.aside]).items())),
-        "questions_left_out": taken.left_out,
+        "reasons": dict(sorted(Counter(r.reason for r in [*aside, *settled.aside]).items())),
         "sources": dict(sorted(Counter(kept["source"].to_pylist()).items())),
     }
-    return _publish(store, record, before)
+
+
+def forgotten(store: ObjectStore) -> set[str]:
+    """Keys of patients that no source may bring back."""
+    try:
+        return set(store.get_json(FORGOTTEN))
+    except MissingObject:
+        return set()
+
+
+def remember_to_forget(patient: str, store: ObjectStore) -> None:
+    """From now on no source takes this patient in."""
+    while patient not in forgotten(store):
+        try:
+            current, etag = store.get_with_etag(FORGOTTEN)
+            store.put_json(FORGOTTEN, sorted({*json.loads(current), patient}), if_match=etag)
+        except MissingObject:
+            with suppress(PreconditionFailed):
+                store.put_json(FORGOTTEN, [patient], if_absent=True)
+        except PreconditionFailed:
+            continue
 
 
 class _Known:
     """The rows a source has already: an unchanged sample is not written again."""
 
-    def __init__(self, record: dict, store: ObjectStore):
+    def __init__(self, record: dict, store: ObjectStore, forgotten: set[str]):
+        self.forgotten = forgotten
         tables = [index.read(store.get(s["index_key"]), s["shard"]) for s in record.get("shards", [])]
         self.table = index.join(tables)
         self.contents = index.column(self.table, "content")
@@ -111,6 +164,8 @@ def _take_in(name: str, examined: Iterator[tuple[Examined, int]], known: _Known,
         taken.seen, taken.left_out = taken.seen + 1, taken.left_out + left_out
         if isinstance(outcome, Rejection):
             taken.aside.append(outcome)
+        elif outcome[0].patient in known.forgotten:
+            taken.aside.append(Rejection(outcome[0].source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
         else:
             new = [sample for sample in outcome if not known.has(sample)]
             taken.written += [_put_shard(store, name, shard) for shard in writer.add(new)]
@@ -119,12 +174,6 @@ def _take_in(name: str, examined: Iterator[tuple[Examined, int]], known: _Known,
     taken.stale = known.stale()
     taken.still_used = set(known.table.filter(pa.array(known.used))["shard"].unique().to_pylist())
     return taken
-
-
-def _live(listed: list[dict], stale: dict[str, list[int]], store: ObjectStore) -> tuple[pa.Table, dict[str, list[int]]]:
-    """The index of what a source holds now, and the removed rows of the shards it still has."""
-    removed = {s["shard"]: list(stale[s["shard"]]) for s in listed if s["shard"] in stale}
-    return index.join([index.read(store.get(s["index_key"]), s["shard"], removed.get(s["shard"], ())) for s in listed]), removed
 
 
 def _put_shard(store: ObjectStore, name: str, shard: shards.Shard) -> dict:

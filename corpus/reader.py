@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from corpus import index
@@ -42,7 +43,7 @@ class ReleaseReader:
         self.index = [
             entry
             for number, shard in enumerate(shards)
-            for entry in _entries(number, shard.removeprefix("shards/").removesuffix(DATA), files[shard.removesuffix(DATA) + INDEX], removed)
+            for entry in _entries(number, _name(shard, DATA), files[shard.removesuffix(DATA) + INDEX], removed)
         ]
         self._group: Callable = lru_cache(maxsize=256)(self._load_group)
 
@@ -69,6 +70,22 @@ class ReleaseReader:
     def _load_group(self, shard: int, group: int) -> list[Sample]:
         rows = pq.ParquetFile(self._paths[shard]).read_row_group(group).to_pylist()
         return [Sample.from_row(row) for row in rows]
+
+
+def release_index(release: dict, store: ObjectStore, cache_dir: Path) -> pa.Table:
+    """The index of a whole release, without its pictures ever being fetched."""
+    removed = json.loads(_cached(release["removed"], store, cache_dir).read_text())
+    tables = []
+    for file in release["shards"]:
+        if file["path"].endswith(INDEX):
+            shard = _name(file["path"], INDEX)
+            tables.append(index.read(_cached(file, store, cache_dir).read_bytes(), shard, removed.get(shard, ())))
+    return index.join(tables)
+
+
+def _name(path: str, suffix: str) -> str:
+    """A shard's name from its path in the release."""
+    return path.removeprefix("shards/").removesuffix(suffix)
 
 
 @lru_cache(maxsize=4096)

@@ -298,6 +298,62 @@ def data_show(name: Annotated[str | None, typer.Argument(help="A source's name o
     console.show(result, json, lambda: result["text"])
 
 
+@data.command("diff")
+def data_diff(before: str, after: Annotated[str | None, typer.Argument(help="The newest release by default.")] = None, json: Json = False) -> None:
+    """What changed from one release to another, in words and numbers."""
+    _needs_stack()
+    from flows import history, report
+
+    result = _found(lambda: history.diff(before, after))
+    console.show(result, json, lambda: report.changes(result))
+
+
+@data.command("trace")
+def data_trace(
+    sample: Annotated[str | None, typer.Argument(help="A sample's or record's id, such as MedNIST/mednist-Hand-000145.")] = None,
+    patient: Annotated[str | None, typer.Option(help="A patient's key instead.")] = None,
+    json: Json = False,
+) -> None:
+    """Every release, stage checkpoint and model that saw a sample or a patient."""
+    if (sample is None) == (patient is None):
+        raise console.fail("name a sample, or a patient with --patient", console.USAGE)
+    _needs_stack()
+    from flows import history, report
+
+    result = _found(lambda: history.trace(sample, patient))
+    console.show(result, json, lambda: report.trace(result))
+
+
+@data.command("forget")
+def data_forget(
+    patient: Annotated[str, typer.Argument(help="The patient's key, or with --source the identifier the source knows the patient by.")],
+    source: Annotated[str | None, typer.Option(help="The `source` of the patient's records.")] = None,
+    purge: Annotated[bool, typer.Option(help="Also delete the old shards from S3; the releases that need them cannot be read again.")] = False,
+    yes: Annotated[bool, typer.Option(help="Do not ask before a purge.")] = False,
+    json: Json = False,
+) -> None:
+    """Make a release without a patient, and name everything that saw the patient."""
+    _needs_stack()
+    from corpus.patients import patient_key
+    from flows import history, report
+    from ray_jobs.ingest import salt
+
+    def confirm(tags: list[str]) -> bool:
+        return yes or typer.confirm(f"{', '.join(tags) or 'no release'} cannot be pulled or trained on again, and can't be brought back. Purge?")
+
+    key = patient_key(salt(), source, patient) if source else patient
+    result = _found(lambda: history.forget(key, purge, confirm, console.progress))
+    console.show(result, json, lambda: report.forgotten(result))
+
+
+def _found(look):
+    """What `look` finds; what is not there is told in a line."""
+    try:
+        return look()
+    except LookupError as error:
+        raise console.fail(str(error.args[0])) from None
+
+
 @data.command("verify")
 def data_verify(tag: Annotated[str | None, typer.Argument(help="A release's tag; the newest by default.")] = None, json: Json = False) -> None:
     """Read every shard of a release from S3 and compare it with its recorded hash."""

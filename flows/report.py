@@ -81,3 +81,40 @@ def kept_aside(name: str | None) -> dict:
         head = f"{record['tag']}: {card['samples']} samples, licences {card['licenses']}\n\n" + table(["task", "modality", "train", "val", "test"], counts)
     listed = table(["source", "where", "reason", "detail"], rows) if rows else "nothing"
     return {"kind": "source" if source else "release", "record": record, "quarantine": aside, "text": f"{head}\n\nkept aside ({len(aside)}):\n{listed}"}
+
+
+def changes(result: dict) -> str:
+    """Two releases compared, in words."""
+    told = [
+        f"{result['before']} to {result['after']}: {result['added']} samples added, {result['removed']} removed, {result['edited']} edited, {result['unchanged']} unchanged",
+        f"pictures: {result['bytes_added']:,} bytes more, {result['bytes_removed']:,} less; patients: {result['patients_added']} more, {result['patients_removed']} less",
+    ]
+    told += [f"moved between splits: {', '.join(f'{how} {count}' for how, count in result['moved'].items())}"] if result["moved"] else []
+    rows = [[kind, group, count] for kind, found in result["groups"].items() for group, count in found.items()]
+    told += [table(["", "source / task / modality / split", "samples"], rows)] if rows else []
+    told += [f"{kind}, e.g. {', '.join(ids)}" for kind, ids in result["examples"].items() if ids]
+    return "\n".join(told)
+
+
+def trace(result: dict) -> str:
+    """Who saw it, as tables."""
+    releases = [[r["tag"], len(r["samples"]), ", ".join(r["splits"]), ", ".join(r["patients"])] for r in result["releases"]]
+    checkpoints = [[c["stage"], c["checkpoint"], c["release"], _saw(c)] for c in result["checkpoints"]]
+    models = [[m["version"], m["release"], _saw(m)] for m in result["models"]]
+    parts = [table(["release", "samples", "split", "patient key"], releases)]
+    parts += [table(["stage", "checkpoint", "release", ""], checkpoints)] if checkpoints else ["no stage checkpoint saw it"]
+    parts += [table(["model", "release", ""], models)] if models else ["no model saw it"]
+    return "\n\n".join(parts)
+
+
+def _saw(found: dict) -> str:
+    return "trained on it" if found["trained"] else "was scored on it"
+
+
+def forgotten(result: dict) -> str:
+    """What was done, and what still knows."""
+    done = f"{result['release']} is without patient {result['patient']}"
+    if not result["releases"]:
+        return f"{done}; no release held the patient"
+    purged = f"{len(result['purged'])} objects deleted from S3" if result["purged"] else "the old shards are still on S3 (--purge deletes them)"
+    return f"{done}; {purged}. What saw the patient:\n\n{trace(result)}"

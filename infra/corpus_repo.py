@@ -8,7 +8,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,6 +100,11 @@ class CorpusRepo:
         whole = self.path / OUT / path
         md5 = file_md5(whole)
         return {"path": whole.relative_to(self.path / OUT).as_posix(), "md5": md5, "key": object_key(md5), "size": whole.stat().st_size}
+
+    def discard(self, md5s: Iterable[str]) -> None:
+        """Delete files of these hashes from DVC's cache in the clone."""
+        for md5 in md5s:
+            (self.path / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]).unlink(missing_ok=True)
 
     def check_pushed(self, shards: list[dict]) -> None:
         """Raises RepositoryError when a shard did not reach S3."""

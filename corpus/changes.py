@@ -1,0 +1,77 @@
+"""What changed from one release to another, sample by sample, told from their indexes."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from corpus import index
+
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Samples by what became of them, with a few ids each; `groups` counts by source, task, modality and split."""
+
+    added: int
+    removed: int
+    edited: int
+    unchanged: int
+    bytes_added: int
+    bytes_removed: int
+    patients_added: int
+    patients_removed: int
+    moved: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, dict[str, int]] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+def compare(before: pa.Table, after: pa.Table) -> Changes:
+    """Changes from one index to the other; a sample is the same sample by its id."""
+    (ids, contents), (new_ids, new_contents) = ((index_ids(table), index.column(table, "content")) for table in (before, after))
+    _, old_rows, new_rows = np.intersect1d(ids, new_ids, assume_unique=True, return_indices=True)
+    edited = contents[old_rows] != new_contents[new_rows]
+    added, removed = _others(len(new_ids), new_rows), _others(len(ids), old_rows)
+    gone, come = before.take(pa.array(removed)), after.take(pa.array(added))
+    splits = zip(before["split"].take(pa.array(old_rows)).to_pylist(), after["split"].take(pa.array(new_rows)).to_pylist())
+    patients, new_patients = ({*table["patient"].unique().to_pylist()} for table in (before, after))
+    return Changes(
+        added=len(added),
+        removed=len(removed),
+        edited=int(edited.sum()),
+        unchanged=int((~edited).sum()),
+        bytes_added=_bytes(come),
+        bytes_removed=_bytes(gone),
+        patients_added=len(new_patients - patients),
+        patients_removed=len(patients - new_patients),
+        moved=dict(sorted(Counter(f"{old} -> {new}" for old, new in splits if old != new).items())),
+        groups={kind: _groups(table) for kind, table in (("added", come), ("removed", gone))},
+        examples={
+            "added": come["id"][:EXAMPLES].to_pylist(),
+            "removed": gone["id"][:EXAMPLES].to_pylist(),
+            "edited": after["id"].take(pa.array(new_rows[edited][:EXAMPLES])).to_pylist(),
+        },
+    )
+
+
+def index_ids(table: pa.Table) -> np.ndarray:
+    """The ids as 64-bit hashes."""
+    return np.array([index.hash64(identifier) for identifier in table["id"].to_pylist()], dtype=np.uint64)
+
+
+def _others(count: int, rows: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(~np.isin(np.arange(count), rows))
+
+
+def _bytes(table: pa.Table) -> int:
+    return int(index.column(table, "bytes").sum()) if len(table) else 0
+
+
+def _groups(table: pa.Table) -> dict[str, int]:
+    columns = ["source", "task", "modality", "split"]
+    return dict(sorted(Counter(" / ".join(group) for group in zip(*(table[c].to_pylist() for c in columns))).items()))

@@ -1,0 +1,130 @@
+"""Sources taken in twice, and releases that follow them: only what changed is written, and a forgotten patient is gone."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from corpus import changes, index, intake, release, shards
+from corpus.params import CorpusParams
+from corpus.patients import patient_key
+from corpus.record import Record
+from corpus.sample import Turn
+from infra.store import corpus_store
+
+SALT = b"salt"
+PARAMS = CorpusParams.model_validate(
+    {"shards": {"target_bytes": 2**17, "row_group": 16}, "expectations": {"modalities": ["CT"], "min_per_modality": 10, "min_per_split": 5}}
+)
+SPLITS = ("train", "train", "val", "test")
+
+
+def record(number: int, seed: int | None = None, **known) -> Record:
+    pixels = np.random.default_rng(number if seed is None else seed).integers(0, 255, (40, 40), dtype=np.uint8)
+    fields = {
+        "id": f"r{number:03d}",
+        "where": f"line {number}",
+        "images": (lambda: Image.fromarray(pixels),),
+        "modality": "CT",
+        "source": "made",
+        "license": "CC0-1.0",
+        "attribution": "",
+        "split": SPLITS[number % 4],
+        "patient": f"Jane Doe {number // 4 * 4 + number % 4}",
+        "caption": f"CT image number {number}.",
+        "turns": (Turn("Which picture is this?", str(number), "OPEN"),),
+    }
+    return Record(**fields | known)
+
+
+def take_in(name: str, records) -> dict:
+    return intake.add(name, iter(records), PARAMS, corpus_store(), intake.one_by_one(PARAMS, SALT))
+
+
+def entry(taken: dict) -> dict:
+    return {key: taken[key] for key in ("name", "shards", "removed", "quarantine")}
+
+
+def live(taken: dict):
+    store = corpus_store()
+    removed = store.get_json(taken["removed"])
+    return index.join([index.read(store.get(s["index_key"]), s["shard"], removed.get(s["shard"], ())) for s in taken["shards"]])
+
+
+def bytes_of(folder) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def taken(s3, request):
+    return take_in(request.node.name.replace("_", "-"), map(record, range(120)))
+
+
+def test_a_changed_source_writes_what_changed_alone(taken):
+    edited = [record(n, seed=1000) if n == 7 else record(n) for n in range(121) if n != 30]
+    again = take_in(taken["name"], edited)
+    assert again["how"] == "replaced" and again["samples"]["kept"] == 240
+    new = [s for s in again["shards"] if s not in taken["shards"]]
+    assert sum(s["rows"] for s in new) == 4, "two samples of the edited record, two of the added one"
+    found = changes.compare(live(taken), live(again))
+    assert (found.added, found.removed, found.edited, found.unchanged) == (2, 2, 2, 236)
+    assert found.examples["removed"] == ["made/r030#u", "made/r030#g"]
+    back = take_in(taken["name"], map(record, range(120)))
+    assert changes.compare(live(taken), live(back)).unchanged == 240
+
+
+def test_the_order_of_records_decides_nothing_but_the_order(taken):
+    again = take_in(taken["name"], reversed([record(n) for n in range(120)]))
+    assert again["how"] == "up to date"
+
+
+def test_equal_sources_give_equal_releases_and_what_is_there_stays(taken, tmp_path):
+    cards = [release.build([entry(taken)], tmp_path / run, PARAMS, corpus_store(), SALT, print) for run in ("a", "b")]
+    assert cards[0] == cards[1] and bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "shards").rglob("*.parquet")}
+    again = take_in(taken["name"], [*map(record, range(120)), record(500)])
+    release.build([entry(again)], tmp_path / "a", PARAMS, corpus_store(), SALT, print)
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "a" / "shards").rglob("*.parquet")}
+    assert before.items() <= after.items() and len(after) == len(before) + 2
+
+
+def test_a_release_settles_what_its_sources_disagree_on(taken, tmp_path):
+    copy = take_in(f"{taken['name']}-copy", [record(3, source="copy"), record(4, source="copy", split="test"), record(900, source="copy")])
+    card = release.build([entry(taken), entry(copy)], tmp_path / "r", PARAMS, corpus_store(), SALT, print)
+    assert card["reasons"] == {"duplicate": 4} and card["samples"] == 240 + 6 - 4
+    aside = shards.read_quarantine((tmp_path / "r" / "quarantine.parquet").read_bytes())
+    assert sorted(r.where for r in aside) == ["copy/r003#g", "copy/r003#u", "made/r004#g", "made/r004#u"]
+
+
+def test_a_release_that_breaks_an_expectation_leaves_the_folder_alone(taken, tmp_path):
+    release.build([entry(taken)], tmp_path / "r", PARAMS, corpus_store(), SALT, print)
+    before = bytes_of(tmp_path / "r")
+    strict = PARAMS.model_copy(update={"expectations": PARAMS.expectations.model_copy(update={"min_per_split": 1000})})
+    with pytest.raises(ValueError, match="breaks"):
+        release.build([entry(taken)], tmp_path / "r", strict, corpus_store(), SALT, print)
+    assert {k: v for k, v in bytes_of(tmp_path / "r").items() if k != "validation.json"} == {k: v for k, v in before.items() if k != "validation.json"}
+
+
+def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):
+    store, key = corpus_store(), patient_key(SALT, "made", "Jane Doe 8")
+    picture = record(8).images[0]().tobytes()
+    intake.remember_to_forget(key, store)
+    after, old = intake.without_patient(taken, key, PARAMS, store)
+    assert old and not {s["key"] for s in after["shards"]} & set(old)
+    assert after["samples"]["kept"] == 238 and key not in live(after)["patient"].to_pylist()
+    release.build([entry(after)], tmp_path / "r", PARAMS, store, SALT, print)
+    rows = [row for path in (tmp_path / "r" / "shards").rglob("*.parquet") if "index" not in path.name for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 238 and key not in {row["patient"] for row in rows}
+    assert picture not in {Image.open(io.BytesIO(i["data"])).tobytes() for row in rows for i in row["images"]}
+    again = take_in(taken["name"], map(record, range(120)))
+    assert again["reasons"] == {"forgotten": 1} and again["samples"]["kept"] == 238
+    assert "Jane" not in str(shards.read_quarantine(store.get(again["quarantine"])))
+    assert intake.without_patient(again, key, PARAMS, store) == (again, [])
+
+
+def test_long_samples_of_many_sources_share_no_shard(s3):
+    taken = take_in("several", [replace(record(n), source=f"site {n % 3}") for n in range(60)])
+    assert {s["shard"].split("/")[0] for s in taken["shards"]} == {"site 0", "site 1", "site 2"}
