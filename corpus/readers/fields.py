@@ -29,13 +29,16 @@ def answer(value: object) -> str | None:
     return None if found.upper() in _MISSING else found
 
 
-def turn(question: object, given: object, kind: object = None) -> Turn | None:
-    """A question with its answer, or None if either is missing. Without a kind, yes and no are CLOSED."""
+def kind(answered: str, named: object = None) -> str:
+    """OPEN or CLOSED, as named ("CLOSED " too); where nothing is named, yes and no are CLOSED."""
+    closed = str(named).strip().upper() == "CLOSED" if named else answered.strip(" .").casefold() in ("yes", "no")
+    return "CLOSED" if closed else "OPEN"
+
+
+def turn(question: object, given: object, named: object = None) -> Turn | None:
+    """A question with its answer and the kind that is named for it, or None if either is missing."""
     asked, answered = text(question), answer(given)
-    if not (asked and answered):
-        return None
-    named = str(kind or ("CLOSED" if answered.casefold() in ("yes", "no") else "OPEN")).strip().upper()
-    return Turn(asked, answered, "CLOSED" if named == "CLOSED" else "OPEN")
+    return Turn(asked, answered, kind(answered, named)) if asked and answered else None
 
 
 def choice(question: object, options: dict[str, object], given: object) -> tuple[Turn | None, dict]:

@@ -88,7 +88,8 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
 def _folders(item: Record | Rejection) -> set[str]:
     """Folders of the pictures that a record names: the other files in them belong to the same layout."""
     named = [opener for opener in (*item.images, item.target) if isinstance(opener, PictureFile)] if isinstance(item, Record) else []
-    return {os.path.dirname(os.path.abspath(opener.root / opener.relative)) for opener in named}
+    paths = [(os.path.abspath(opener.root / opener.relative), os.path.abspath(opener.root)) for opener in named]
+    return {os.path.dirname(path) for path, root in paths if Path(path).is_relative_to(root)}
 
 
 def _unread(file: Path, source: Source) -> Rejection:

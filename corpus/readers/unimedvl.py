@@ -8,7 +8,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from corpus.readers.fields import NotARecord, answer, modality, text, turn
+from corpus.readers.fields import NotARecord, answer, kind, modality, text
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
 from corpus.record import Record
@@ -64,12 +64,12 @@ def _cells(value: object) -> list:
 
 
 def _turns(message: object) -> list[Turn]:
-    """Pairs of a human's and the model's words; a human's last words without an answer have an empty one."""
-    said = [(m["from"], answer(str(m["value"] or "").replace("<image>", " "))) for m in (json.loads(message) if isinstance(message, str) else message or [])]
-    said.append(("human", None))
-    turns = []
-    for (who, words), (next_one, reply) in pairwise(said):
-        if who == "human" and words:
-            pair = turn(words, reply if next_one == "gpt" else None)
-            turns.append(pair or Turn(words, "", "OPEN"))
-    return turns
+    """Pairs of a human's and the model's words, lines kept; a human's words without an answer have an empty one."""
+    spoken = [(m["from"], _words(m["value"])) for m in (json.loads(message) if isinstance(message, str) else message or [])]
+    pairs = pairwise([*spoken, ("human", "")])
+    return [Turn(words, reply if then == "gpt" else "", kind(reply)) for (who, words), (then, reply) in pairs if who == "human" and words]
+
+
+def _words(value: object) -> str:
+    said = str(value).replace("<image>", " ").strip() if value is not None else ""
+    return said if answer(said) else ""

@@ -72,7 +72,7 @@ def unimedvl(root: Path) -> Path:
     rows = [
         row("understanding", [0], [], "<image>\nWhat stain is this?", "IHC"),
         row("understanding", [0], [], "<image> Is it colon?", "Yes"),
-        row("generation", [], [1], "Draw an IHC slide of the colon.", "Here is the generated image."),
+        row("generation", [], [1], "Draw an IHC slide of the colon.", "<think>Colon.</think>\nHere it is:\n- glands"),
         row("interleaved", [2], [3], "<image>Stain this slide.", "Done."),
         row("text-only", [], [], "What is IHC?", "Immunohistochemistry."),
         row("understanding", [0, 4], [], "<image><image>Which is darker?", "The first.", "Sure?", "Yes"),

@@ -8,9 +8,11 @@ from collections import Counter
 import pytest
 
 from corpus.readers import FORMATS, formats
+from corpus.readers.parquet import MissingColumn
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
 from corpus.sample import Turn
+from flows import console
 from ray_jobs.ingest import add_source
 from tests.conftest import REPO
 from tests.corpus import layouts
@@ -78,6 +80,16 @@ def test_links_do_not_lead_out_of_the_folder(tmp_path):
     assert sorted((r.where, r.reason) for r in read(root)[1]) == [("VAL.tsv", "path-outside-folder"), ("broken.tsv", "unknown-format")]
     with pytest.raises(FileNotFoundError, match="GMAI"):
         read(root, "gmai-mmbench")
+
+
+def test_a_name_that_leads_elsewhere_claims_no_folder(tmp_path):
+    layouts.jsonl([{"image": "../photos/1.png"}], tmp_path / "a" / "records.jsonl")
+    layouts.save(1, tmp_path / "photos" / "1.png")
+    assert [r.where for r in read(tmp_path)[0]] == ["a/records.jsonl:1 1.png", "photos/1.png"]
+
+
+def test_errors_of_readers_are_told_in_a_line():
+    assert all(console._is_known(error("told")) for error in (formats.UnknownFormat, MissingColumn, FileNotFoundError))
 
 
 def test_what_cannot_be_read_at_all_is_an_error_in_a_line(tmp_path):

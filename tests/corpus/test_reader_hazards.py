@@ -210,10 +210,10 @@ def test_odd_json_gives_rejections(tmp_path, format, rows):
     assert len(records) + len(aside) <= 1
 
 
-@pytest.mark.parametrize(
-    "row",
-    [{}, [], None, 1, {"message": 3}, {"message": [3]}, {"input_img": 5, "message": []}, {"input_img": [{"height": 3}], "message": []}, {"message": [{"from": "gpt", "value": None}]}],
-)
+ODD_ROWS = [{}, [], None, 1, {"message": 3}, {"message": [3]}, {"input_img": 5, "message": []}, {"input_img": [{"height": 3}], "message": []}]
+
+
+@pytest.mark.parametrize("row", [*ODD_ROWS, {"message": [{"from": "gpt", "value": None}]}])
 def test_odd_rows_of_unimedvl_give_a_record_without_words_or_a_rejection(tmp_path, row):
     (item,) = sum(read(layouts.jsonl([row], tmp_path / "a.jsonl"), "unimedvl-jsonl"), [])
     assert getattr(item, "reason", None) == "malformed-record" or not item.turns

@@ -34,7 +34,7 @@ def test_unimedvl_jsonl(tmp_path):
     asked, drawn, edited, text, several = records
     assert not aside and {r.modality for r in records} == {"HIS"}
     assert asked.turns == (Turn("What stain is this?", "IHC", "OPEN"), Turn("Is it colon?", "Yes", "CLOSED")) and same(asked.images[0], 0)
-    assert drawn.caption == "Draw an IHC slide of the colon." and same(drawn.images[0], 1) and drawn.labels["response"] == "Here is the generated image."
+    assert drawn.caption == "Draw an IHC slide of the colon." and same(drawn.images[0], 1) and drawn.labels["response"] == "<think>Colon.</think>\nHere it is:\n- glands"
     assert edited.instruction == "Stain this slide." and same(edited.images[0], 2) and same(edited.target, 3) and not edited.turns
     assert text.images == () and text.turns == (Turn("What is IHC?", "Immunohistochemistry.", "OPEN"),)
     assert len(several.images) == 2 and [t.answer for t in several.turns] == ["The first.", "Yes"]
@@ -93,7 +93,8 @@ def test_slake(tmp_path):
     assert chest.turns[1] == Turn("What diseases are there?", "None", "OPEN") and chest.left_out == 1
     assert chest.modality == "CXR" and liver.modality == "CT" and chest.license == "CC-BY-4.0" and "SLAKE" in chest.attribution
     assert chinese.turns == () and chinese.left_out == 1 and chinese.patient == held.patient == "xmlab3"
-    assert chest.labels["questions"][0] == {"question": "What modality is used?", "qid": 7, "q_lang": "en", "content_type": "Organ", "base_type": "vqa", "triple": ["vhead", "_", "_"]}
+    known = {"qid": 7, "q_lang": "en", "content_type": "Organ", "base_type": "vqa", "triple": ["vhead", "_", "_"]}
+    assert chest.labels["questions"][0] == {"question": "What modality is used?"} | known
     assert held.turns == (Turn("Is the heart enlarged?", "No", "CLOSED"),) and held.images[0]().size == (96, 96)
 
 
