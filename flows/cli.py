@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from corpus.readers import FORMATS
 from flows import console
 from flows.console import JSON
 
@@ -231,14 +232,32 @@ def drift(
 
 
 @data.command("add")
-def data_add(path: Path, name: Annotated[str | None, typer.Option(help="Source name; the folder's by default.")] = None, json: Json = False) -> None:
-    """Take in a folder with records.jsonl (docs/data.md). What cannot be used is kept aside with its reason."""
+def data_add(
+    path: Annotated[Path, typer.Argument(help="A file or folder; docs/data.md tells what is read of each format.")],
+    name: Annotated[str | None, typer.Option(help="Source name; the folder's by default.")] = None,
+    format: Annotated[str, typer.Option(help=f"auto (each file by the reader that recognises it), {', '.join(FORMATS)}.")] = "auto",
+    license: Annotated[str | None, typer.Option(help="Licence, where the files name none.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Modality, where the files name none.")] = None,
+    attribution: Annotated[str, typer.Option(help="Whom to name, where the files name nobody.")] = "",
+    split: Annotated[str | None, typer.Option(help="train, val or test, where the files name none.")] = None,
+    columns: Annotated[list[str] | None, typer.Option(help="our=theirs: a Parquet table's name of a column; may be given again.")] = None,
+    image_root: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; the file's own by default.")] = None,
+    json: Json = False,
+) -> None:
+    """Take in pictures with what is known of them. What cannot be used is kept aside with its reason."""
+    named = dict(pair.split("=", 1) for pair in columns or [] if "=" in pair)
+    if format not in ("auto", *FORMATS):
+        raise console.fail(f"{format!r} is no format; these are: auto, {', '.join(FORMATS)}", console.USAGE)
+    if len(named) != len(columns or []):
+        raise console.fail("--columns takes our=theirs, each of ours once", console.USAGE)
+    for place in (path, image_root):
+        if place and not place.exists():
+            raise console.fail(f"{place} does not exist", console.USAGE)
     _needs_stack()
     from ray_jobs.ingest import add_source
 
-    if not path.exists():
-        raise console.fail(f"{path} does not exist", console.USAGE)
-    record = add_source(path, name, lambda seen: console.progress(f"{seen} records") if seen % 500 == 0 else None)
+    said = {"license": license, "modality": modality, "attribution": attribution, "split": split, "columns": named, "image_root": image_root}
+    record = add_source(path, name, format, lambda seen: console.progress(f"{seen} records") if seen % 500 == 0 else None, **said)
     told = f"{record['name']}: {record['how']}; {record['records']['seen']} records seen, {record['records']['kept']} kept, {record['records']['quarantined']} kept aside"
     console.show(record, json, lambda: told + f"\n{record['samples']['kept']} samples; kept aside: {record['reasons'] or 'nothing'}")
 

@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from corpus import intake, release
-from corpus.readers import records
+from corpus.readers import formats
 from corpus.readers.source import Source
 from infra.settings import get_settings
 from infra.store import corpus_store
@@ -20,14 +20,22 @@ def build_release(sources: Path, out: Path, params_file: Path) -> dict:
     return release.build(release.read_sources(sources), out, params.corpus, corpus_store(), salt())
 
 
-def add_source(path: Path, name: str | None = None, on_progress=lambda seen: None) -> dict:
-    """Take a folder with records.jsonl in; returns the source's record."""
+def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, on_progress=lambda seen: None, **said) -> dict:
+    """Take a file or folder in; returns the source's record.
+
+    Args:
+        format: see `corpus.readers.FORMATS`.
+        said: what the person who adds it says of it, by the names of `Source`.
+
+    Raises:
+        UnknownFormat, FileNotFoundError, MissingColumn: see `corpus.readers.formats.read`.
+    """
     settings = get_settings()
     params = load_params(settings.params_file)
     folder = path.resolve()
     label = name or (folder.name if folder.is_dir() else folder.parent.name)
-    source = Source(folder, label.lower().replace(" ", "-"), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt())
-    return intake.add(source.name, records.read(source), params.corpus, corpus_store(), intake.one_by_one(params.corpus, salt()), on_progress)
+    source = Source(folder, label.lower().replace(" ", "-"), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt(), **said)
+    return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), intake.one_by_one(params.corpus, salt()), on_progress)
 
 
 def salt() -> bytes:
@@ -48,13 +56,14 @@ def main() -> None:
     adding = verbs.add_parser("add", help="take a source in")
     adding.add_argument("path", type=Path)
     adding.add_argument("--name")
+    adding.add_argument("--format", default=formats.AUTO)
     releasing = verbs.add_parser("release", help="build data/release from sources.yaml")
     releasing.add_argument("--sources", type=Path, default=Path("sources.yaml"))
     releasing.add_argument("--out", type=Path, default=Path("data/release"))
     releasing.add_argument("--params", type=Path, default=Path("params.yaml"))
     arguments = parser.parse_args()
     if arguments.verb == "add":
-        print(add_source(arguments.path, arguments.name))
+        print(add_source(arguments.path, arguments.name, arguments.format))
     else:
         try:
             card = build_release(arguments.sources, arguments.out, arguments.params)

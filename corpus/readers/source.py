@@ -11,6 +11,7 @@ class Source:
 
     `views` is how many pictures are taken of one multi-frame object or volume, evenly spread, `plane` the way a volume is
     cut. `salt` keys the UIDs and dates that stand for those of a DICOM file.
+    `root` is the folder that was added, when `path` is one of the files found in it.
     """
 
     path: Path
@@ -26,3 +27,13 @@ class Source:
     views: int = 16
     plane: Literal["axial", "coronal", "sagittal"] = "axial"
     salt: bytes = field(default=b"", repr=False)
+    root: Path | None = None
+
+    def place(self, file: Path) -> str:
+        """A file's path within the source, never one of this machine."""
+        top = self.root or (self.path if self.path.is_dir() else self.path.parent)
+        return file.relative_to(top).as_posix() if file.is_relative_to(top) else file.name
+
+    def known(self, **said: object) -> dict:
+        """What the files say of a record (`modality`, `license`, `attribution`, `split`), filled up with what is said here."""
+        return {"source": self.name} | {name: said.get(name) or getattr(self, name) for name in ("modality", "license", "attribution", "split")}

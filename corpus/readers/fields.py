@@ -1,0 +1,86 @@
+"""Fields as published files have them: numbers for text, blanks, the word NULL, options by letter."""
+
+import re
+from pathlib import Path
+
+from corpus.readers.source import Source
+from corpus.record import Rejection
+from corpus.sample import Turn
+
+
+class NotARecord(ValueError):
+    """A row that is no record of its format; the message tells why, without quoting it."""
+
+
+# What reading a row that is not as it should be raises.
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+_MISSING = ("", "NULL", "NAN", "-")
+
+
+def text(value: object) -> str | None:
+    """Plain text of a field that may be a number, blank, or a word for nothing."""
+    found = answer(value)
+    return None if found and found.upper() == "NONE" else found
+
+
+def answer(value: object) -> str | None:
+    """As `text`, but "None" is a word: SLAKE's answer to "What diseases are in the picture?"."""
+    found = " ".join(str(value).split()) if value is not None else ""
+    return None if found.upper() in _MISSING else found
+
+
+def kind(answered: str, named: object = None) -> str:
+    """OPEN or CLOSED, as named ("CLOSED " too); where nothing is named, yes and no are CLOSED."""
+    closed = str(named).strip().upper() == "CLOSED" if named else answered.strip(" .").casefold() in ("yes", "no")
+    return "CLOSED" if closed else "OPEN"
+
+
+def turn(question: object, given: object, named: object = None) -> Turn | None:
+    """A question with its answer and the kind that is named for it, or None if either is missing."""
+    asked, answered = text(question), answer(given)
+    return Turn(asked, answered, kind(answered, named)) if asked and answered else None
+
+
+def choice(question: object, options: dict[str, object], given: object) -> tuple[Turn | None, dict]:
+    """A multiple-choice question as VLMEvalKit puts it, answered with the option's text; and what scoring needs.
+
+    Args:
+        options: by letter; blank ones are left out.
+        given: the letter of an option, or its text.
+    """
+    offered = {letter: said for letter in sorted(options) if (said := answer(options[letter]))}
+    answered = answer(given)
+    letter = answered if answered in offered else next((letter for letter, said in offered.items() if said.casefold() == (answered or "").casefold()), None)
+    asked = text(question)
+    lines = [f"Question: {asked}", "Options:", *(f"{letter}. {said}" for letter, said in offered.items()), "Please select the correct answer from the options above."]
+    facts = {"question": asked, "options": list(offered.values()), "answer_letter": letter}
+    known = asked and offered and answered
+    return (Turn("\n".join(lines), offered.get(letter, answered), "CLOSED") if known else None), facts
+
+
+def modality(value: object) -> str | None:
+    """A published modality without what stands in brackets, and without "images"."""
+    return re.sub(r"\s+images?$", "", re.split(r"[(（]", text(value) or "")[0].strip(), flags=re.IGNORECASE) or None
+
+
+def kept(row: dict, *names: str) -> dict:
+    """Fields of a row that it has, for its labels."""
+    return {name: row[name] for name in names if row.get(name) is not None}
+
+
+def damaged(*texts: object) -> dict:
+    """A label that tells of bytes that were not UTF-8."""
+    count = sum(str(said).count("\ufffd") for said in texts)
+    return {"undecodable_characters": count} if count else {}
+
+
+def malformed(source: Source, where: str, error: Exception) -> Rejection:
+    """A row that is not a record of its format."""
+    told = f"no field {error}" if isinstance(error, KeyError) else str(error) if isinstance(error, NotARecord) else type(error).__name__
+    return Rejection(source.name, where, "malformed-record", f"not a record: {told}")
+
+
+def shown(relative: object) -> str:
+    """A picture's path for `where`: one that leaves the folder may tell about the machine, so only its name is kept."""
+    path = str(relative)
+    return path if not path.startswith(("/", "..")) else Path(path).name

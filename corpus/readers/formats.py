@@ -1,0 +1,98 @@
+"""Which reader reads a source: the one named, or for each file the first that recognises it."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from corpus.readers import FORMATS, image_folder, tree
+from corpus.readers.pictures import SUFFIXES, PictureFile
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection
+
+AUTO = "auto"
+# Files that go with data and are none.
+_AUXILIARY = re.compile(
+    r"^(licen[cs]es?|readme|copying|notice|authors|acknowledge?ments|citation|changelog|manifest|md5sums?|sha\d+sums?|checksums?|thumbs|desktop)\b"
+    r"|\.(md|txt|rst|html?|pdf|bib|cff|md5|sha\d+|sfv|lock|ini|log)$",
+    re.IGNORECASE,
+)
+
+
+class UnknownFormat(LookupError):
+    """No format has that name."""
+
+
+def read(source: Source, format: str = AUTO) -> Iterator[Record | Rejection]:
+    """Records of a file or folder. With "auto", each file of a folder is read by the reader that recognises it.
+
+    Raises:
+        UnknownFormat: there is no such format.
+        FileNotFoundError: the path is not there, or holds nothing of the format.
+        MissingColumn: a Parquet table has not the columns named.
+    """
+    if format != AUTO and format not in FORMATS:
+        raise UnknownFormat(f"{format!r} is no format; these are: {AUTO}, {', '.join(FORMATS)}")
+    if not source.path.exists():
+        raise FileNotFoundError(f"{source.path} does not exist")
+    return _each(source) if format == AUTO else reader(format).read(source)
+
+
+def reader(format: str) -> ModuleType:
+    """The module of a format."""
+    return import_module(FORMATS[format])
+
+
+def detect(file: Path, columns: dict[str, str]) -> str | None:
+    """The first format that recognises a file. A Parquet file whose columns are named needs no recognising."""
+    if columns and file.suffix == ".parquet":
+        return "unimed-5m"
+    try:
+        return next((name for name in FORMATS if reader(name).recognises(file)), None)
+    except OSError:
+        return None
+
+
+def _each(source: Source) -> Iterator[Record | Rejection]:
+    """First the files that name pictures or hold them, then the pictures that none of them named."""
+    claimed: set[str] = set()
+    unknown: list[Path] = []
+    found = False
+    for file in tree.walk(source.path):
+        if file.suffix.lower() in SUFFIXES:
+            continue
+        format = None if tree.leaves(file, source.path) or not file.is_file() else detect(file, source.columns)
+        if format is None:
+            unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
+            continue
+        found = True
+        for item in reader(format).read(replace(source, path=file, root=source.path if source.path.is_dir() else None)):
+            claimed |= _folders(item)
+            yield item
+    for file in unknown:
+        # A JSON file beside named pictures is theirs: SLAKE has two for each.
+        if file.suffix != ".json" or os.path.abspath(file.parent) not in claimed:
+            yield _unread(file, source)
+    for file in tree.walk(source.path):
+        if file.suffix.lower() in SUFFIXES:
+            found = True
+            if os.path.abspath(file.parent) not in claimed:
+                yield from image_folder.read_picture(file, source)
+    if not (found or unknown):
+        raise FileNotFoundError(f"{source.path} holds no data; the formats read are {', '.join(FORMATS)} (docs/data.md)")
+
+
+def _folders(item: Record | Rejection) -> set[str]:
+    """Folders of the pictures that a record names: the other files in them belong to the same layout."""
+    named = [opener for opener in (*item.images, item.target) if isinstance(opener, PictureFile)] if isinstance(item, Record) else []
+    paths = [(os.path.abspath(opener.root / opener.relative), os.path.abspath(opener.root)) for opener in named]
+    return {os.path.dirname(path) for path, root in paths if Path(path).is_relative_to(root)}
+
+
+def _unread(file: Path, source: Source) -> Rejection:
+    if tree.leaves(file, source.path):
+        return Rejection(source.name, source.place(file), "path-outside-folder", "a link out of the source's folder")
+    return Rejection(source.name, source.place(file), "unknown-format", "no reader recognises this file; name its format with --format")

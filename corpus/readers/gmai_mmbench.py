@@ -1,0 +1,67 @@
+"""GMAI-MMBench: TSV with base64 pictures, lettered options and the letter of the answer."""
+
+import csv
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from corpus import vocabulary
+from corpus.readers import textfiles, tree
+from corpus.readers.fields import MALFORMED, NotARecord, choice, damaged, kept, malformed, modality
+from corpus.readers.grouping import joined
+from corpus.readers.pictures import find
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection, Unreadable
+
+ATTRIBUTION = "GMAI-MMBench (Chen et al., NeurIPS 2024)"
+_NEEDED = {"image", "question", "A", "B"}
+_SLICES = ("category", "l2-category", "clinical VQA task", "department", "perceptual granularity", "original task", "index")
+
+
+def recognises(path: Path) -> bool:
+    """A .tsv or .tsv.gz file whose header has GMAI-MMBench's columns."""
+    header = textfiles.head(path).partition("\n")[0].split("\t") if path.name.endswith((".tsv", ".tsv.gz")) else []
+    return _NEEDED | {"l2-category"} <= {name.strip() for name in header}
+
+
+def read(source: Source) -> Iterator[Record | Rejection]:
+    """Records; neighbouring questions about one picture become one. Rows without an answer (the TEST parts) have no turn."""
+    return tree.read_each(source, recognises, lambda file, source: joined(_rows(file, source)), "GMAI-MMBench TSV")
+
+
+def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
+    csv.field_size_limit(sys.maxsize)  # a picture is one field, and the default is 128 KiB
+    table = csv.reader(textfiles.lines(file), delimiter="\t")
+    try:
+        header = [name.strip() for name in next(table, [])]
+        if not _NEEDED <= set(header):
+            raise Unreadable("unreadable-file", f"no column {', '.join(sorted(_NEEDED - set(header)))}; found {', '.join(header)[:200]}")
+        for number, cells in enumerate(table):
+            yield _record(dict(zip(header, cells)), f"{source.place(file)}:{number}", file, source)
+    except csv.Error as error:
+        raise Unreadable("unreadable-file", f"not a TSV file: {error}") from None
+
+
+def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejection:
+    try:
+        key, opener = find(row["image"], source.image_root or file.parent, source.max_pixels)
+        turn, facts = choice(row["question"], {name: said for name, said in row.items() if re.fullmatch("[A-Z]", name)}, row.get("answer"))
+        if turn and facts["answer_letter"] is None:
+            raise NotARecord("the answer is none of the options")
+        return Record(
+            id=place,
+            where=place,
+            images=(opener,),
+            patient=key,
+            turns=(turn,) if turn else (),
+            labels={"questions": [facts | kept(row, *_SLICES)]} | damaged(*(turn or ())),
+            **source.known(modality=modality(row.get("modality")), attribution=ATTRIBUTION, split=_split(row, file) or source.split or "test"),
+        )
+    except MALFORMED as error:
+        return malformed(source, place, error)
+
+
+def _split(row: dict, file: Path) -> str | None:
+    named = (row.get("split"), *re.split(r"[-_.]", file.name))
+    return next((split for name in named if (split := vocabulary.split(name))), None)

@@ -1,0 +1,56 @@
+"""Parquet files of image, question and answer, as Hugging Face publishes VQA-RAD and PathVQA: one row a question."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from corpus import vocabulary
+from corpus.readers import parquet
+from corpus.readers.fields import NotARecord, damaged, malformed, turn
+from corpus.readers.pictures import find
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection
+
+_COLUMNS = ("image", "question", "answer")
+# Folders above a file whose names may tell the set: <set>/data/test-00000-of-00001.parquet.
+_FOLDERS_ABOVE = 3
+
+
+def recognises(path: Path, name: str) -> bool:
+    """Such a file with the set's `name` in its path; the columns alone don't tell the sets apart."""
+    told = re.sub(r"[^a-z]", "", "/".join(path.parts[-_FOLDERS_ABOVE - 1 :]).casefold())
+    return name in told and parquet.has_columns(path, *_COLUMNS)
+
+
+def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rejection]:
+    """A record a picture, with all its questions.
+
+    The file is read twice: for the questions of each picture, then for the pictures, so that only words are held.
+    A picture is known by the hash of its encoded bytes. The split is the first word of the file's name.
+
+    Raises:
+        MissingColumn: image, question or answer is not there.
+    """
+    asked: dict[str, list[dict]] = {}
+    for row in parquet.rows(file, list(_COLUMNS)):
+        asked.setdefault(_key(row["image"]), []).append({"question": row["question"], "answer": row["answer"]})
+    split = vocabulary.split(re.split(r"[-_.]", file.name)[0])
+    for number, row in enumerate(parquet.rows(file, ["image"])):
+        rows = asked.pop(_key(row["image"]), None)
+        if rows is not None:
+            yield _record(row["image"], rows, f"{source.place(file)}:{number}", file, source, said | {"split": split})
+
+
+def _key(cell: object) -> str:
+    data = cell.get("bytes") or str(cell.get("path")).encode() if isinstance(cell, dict) else cell
+    return hashlib.sha256(data if isinstance(data, bytes) else str(data).encode()).hexdigest()[:32]
+
+
+def _record(cell: object, rows: list[dict], place: str, file: Path, source: Source, said: dict) -> Record | Rejection:
+    try:
+        key, opener = find(cell, source.image_root or file.parent, source.max_pixels)
+    except NotARecord as error:
+        return malformed(source, place, error)
+    turns = tuple(t for row in rows if (t := turn(row["question"], row["answer"])))
+    return Record(id=place, where=place, images=(opener,), patient=key, turns=turns, labels=damaged(*turns), **source.known(**said))

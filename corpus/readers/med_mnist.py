@@ -1,0 +1,99 @@
+"""MedMNIST: one .npz file a set, with images and labels of three splits."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+from corpus.readers import npz, tree
+from corpus.readers.med_mnist_sets import SETS, Set
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection, Unreadable
+from corpus.sample import SPLITS, Turn
+
+ATTRIBUTION = "MedMNIST (Yang et al., Scientific Data 2023)"
+# Of a volume, the slices at these shares of its first axis are shown together.
+SLICES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """Opens one array of 8-bit grey (rows, columns) or RGB (rows, columns, 3)."""
+
+    pixels: np.ndarray = field(repr=False)
+
+    def __call__(self) -> Pillow.Image:
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim not in (2, 3) or self.pixels.shape[2:] not in ((), (3,)):
+            raise Unreadable("unreadable-image", f"an array of {self.pixels.dtype} {self.pixels.shape} is no 8-bit picture")
+        return Pillow.fromarray(self.pixels)
+
+
+def recognises(path: Path) -> bool:
+    """An .npz file with the name of a set, such as pathmnist.npz or pathmnist_224.npz."""
+    return path.suffix == ".npz" and _set_name(path) in SETS
+
+
+def read(source: Source) -> Iterator[Record | Rejection]:
+    """A record an image, or a volume. The set's own licence stands, whatever the source says: DermaMNIST's is not the others'."""
+    return tree.read_each(source, recognises, _read_file, "MedMNIST .npz")
+
+
+def _set_name(file: Path) -> str:
+    return re.split(r"[_.]", file.name.casefold())[0]
+
+
+def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
+    known = SETS.get(_set_name(file))
+    if known is None:
+        raise Unreadable("unknown-set", f"its name is none of MedMNIST's: {', '.join(SETS)}")
+    arrays = npz.names(file)
+    there = [split for split in SPLITS if {f"{split}_images", f"{split}_labels"} <= arrays]
+    if not there:
+        raise Unreadable("unreadable-file", f"no images and labels of a split; found {', '.join(sorted(arrays))[:200]}")
+    if any(npz.shape(file, f"{split}_images")[0] != npz.shape(file, f"{split}_labels")[0] for split in there):
+        raise Unreadable("unreadable-file", "not as many labels as images")
+    altered = _altered(file, known, there)
+    for split, count in altered.items():
+        told = " or ".join(f"{edition[SPLITS.index(split)]:,}" for edition in known.counts)
+        yield Rejection(source.name, f"{source.place(file)}:{split}", "altered-mirror", f"{count:,} {split} images where {known.title} has {told}")
+    for split in there:
+        pairs = zip(npz.rows(file, f"{split}_images"), npz.rows(file, f"{split}_labels"))
+        for number, (image, label) in enumerate(pairs):
+            yield _record(image, label, f"{source.place(file)}:{split}:{number}", split, known, source, bool(altered))
+
+
+def _altered(file: Path, known: Set, there: list[str]) -> dict[str, int]:
+    """Number of images of each split that has not the published one."""
+    counts = {split: npz.shape(file, f"{split}_images")[0] for split in there}
+    return {split: count for split, count in counts.items() if count not in {edition[SPLITS.index(split)] for edition in known.counts}}
+
+
+def _record(image: np.ndarray, label: np.ndarray, place: str, split: str, known: Set, source: Source, altered: bool) -> Record | Rejection:
+    named = _named(np.atleast_1d(label), known)
+    if named is None:
+        return Rejection(source.name, place, "malformed-record", f"label {label.tolist()} is none of {known.title}'s {len(known.classes)} classes")
+    volume = known.title.endswith("3D")
+    shown = [image[int(share * len(image))] for share in SLICES] if volume else [image]
+    answer = ", ".join(named) or "none"
+    options = "" if known.many else f" One of: {'; '.join(known.classes)}."
+    return Record(
+        id=place,
+        where=place,
+        images=tuple(_Picture(np.squeeze(pixels)) for pixels in shown),
+        patient=place,
+        caption=f"{known.modality} image, {known.topic}: {answer}." if known.modality and not volume else None,
+        turns=(Turn(f"What {'are' if known.many else 'is'} the {known.topic}?{options}", answer, "OPEN" if known.many else "CLOSED"),),
+        labels={"set": known.title, "classes": named} | ({"altered_mirror": True} if altered else {}),
+        **source.known(modality=known.modality, license=known.license, attribution=ATTRIBUTION, split=split),
+    )
+
+
+def _named(label: np.ndarray, known: Set) -> list[str] | None:
+    """Names of the classes, or None if the label is none of the set's."""
+    if known.many:
+        return [name for name, present in zip(known.classes, label) if present] if len(label) == len(known.classes) else None
+    index = int(label[0]) if label.size == 1 and label.dtype.kind in "iu" else -1
+    return [known.classes[index]] if 0 <= index < len(known.classes) else None

@@ -1,0 +1,55 @@
+"""OmniMedVQA: QA_information/<access>/<dataset>.json beside Images/<dataset>/."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from corpus.readers import textfiles, tree
+from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, modality
+from corpus.readers.pictures import PictureFile
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection
+
+ATTRIBUTION = "OmniMedVQA (Hu et al., CVPR 2024)"
+_OPTION = "option_"
+
+
+def recognises(path: Path) -> bool:
+    """A .json whose rows have OmniMedVQA's keys."""
+    return path.suffix == ".json" and {"gt_answer", "image_path", "option_A"} <= textfiles.json_keys(path)
+
+
+def read(source: Source) -> Iterator[Record | Rejection]:
+    """A record a picture of each dataset; a benchmark, so the test split where the source says no other."""
+    return tree.read_each(source, recognises, _read_file, "OmniMedVQA question file")
+
+
+def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
+    root = source.image_root or next((folder for folder in file.parents[:4] if (folder / "Images").is_dir()), file.parent)
+    by_picture: dict[str, list[dict]] = {}
+    for number, row in enumerate(textfiles.json_rows(file)):
+        try:
+            by_picture.setdefault(str(row["image_path"]).strip(), []).append(row)
+        except MALFORMED as error:
+            yield malformed(source, f"{source.place(file)}:{number}", error)
+    for picture, rows in by_picture.items():
+        yield _record(picture, rows, root, source, f"{source.place(file)}:{picture}")
+
+
+def _record(picture: str, rows: list[dict], root: Path, source: Source, place: str) -> Record:
+    asked = [(row, *choice(row.get("question"), _options(row), row.get("gt_answer"))) for row in rows]
+    facts = [facts | kept(row, "question_id", "question_type", "dataset") for row, turn, facts in asked if turn]
+    turns = tuple(turn for _, turn, _ in asked if turn)
+    return Record(
+        id=place,
+        where=place,
+        images=(PictureFile(root, picture, source.max_pixels),),
+        patient=picture,
+        turns=turns,
+        labels=kept(rows[0], "dataset") | {"questions": facts} | damaged(*turns),
+        # One published row says `modality`.
+        **source.known(modality=modality(rows[0].get("modality_type") or rows[0].get("modality")), attribution=ATTRIBUTION, split=source.split or "test"),
+    )
+
+
+def _options(row: dict) -> dict[str, object]:
+    return {name.removeprefix(_OPTION): said for name, said in row.items() if name.startswith(_OPTION)}

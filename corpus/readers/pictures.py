@@ -1,0 +1,100 @@
+"""Pictures as the formats hold them: files beneath a folder, encoded bytes, base64 text."""
+
+import base64
+import binascii
+import hashlib
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image as Pillow
+
+from corpus.readers.fields import NotARecord
+from corpus.record import Opener, Unreadable
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Longer text is not a path on any file system in use.
+_LONGEST_PATH = 1024
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """Opens a picture at a path inside a folder. Raises Unreadable: path-outside-folder, missing-image, too-large, unreadable-image."""
+
+    root: Path
+    relative: str
+    max_pixels: int
+
+    def path(self) -> Path:
+        """Where the file lies. Raises Unreadable: path-outside-folder, missing-image."""
+        root = self.root.resolve()
+        try:
+            path = (root / self.relative).resolve()
+            there = path.is_file()
+        except (OSError, ValueError, RuntimeError):
+            raise Unreadable("missing-image", "not the name of a file") from None
+        if not path.is_relative_to(root):
+            raise Unreadable("path-outside-folder", "the image path leaves the source's folder")
+        if not there:
+            raise Unreadable("missing-image", "no such file")
+        return path
+
+    def __call__(self) -> Pillow.Image:
+        return _decoded(self.path(), self.max_pixels)
+
+
+@dataclass(frozen=True)
+class PictureBytes:
+    """Opens an encoded picture. Raises Unreadable: too-large, unreadable-image."""
+
+    data: bytes = field(repr=False)
+    max_pixels: int
+
+    def __call__(self) -> Pillow.Image:
+        return _decoded(io.BytesIO(self.data), self.max_pixels)
+
+
+def find(cell: object, root: Path, max_pixels: int) -> tuple[str, Opener]:
+    """The identity of a picture and its opener, from what a table has for it.
+
+    Args:
+        cell: a path below `root`, base64 text, bytes, or a mapping with `bytes` or `path`.
+
+    Raises:
+        NotARecord: it is none of these.
+    """
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, str) and cell.strip():
+        if _is_path(cell):
+            relative = cell.strip().lstrip("/")
+            return relative, PictureFile(root, relative, max_pixels)
+        cell = _from_base64(cell)
+    if isinstance(cell, bytes) and cell:
+        return hashlib.sha256(cell).hexdigest()[:32], PictureBytes(cell, max_pixels)
+    raise NotARecord("no picture: neither a path nor encoded bytes")
+
+
+def _is_path(cell: str) -> bool:
+    return len(cell) <= _LONGEST_PATH and Path(cell.strip()).suffix.lower() in SUFFIXES
+
+
+def _from_base64(cell: str) -> bytes:
+    try:
+        return base64.b64decode(cell.strip().rpartition("base64,")[2])
+    except (binascii.Error, ValueError):
+        # Bytes that are no picture: kept aside as one when they are opened.
+        return cell.encode(errors="replace")
+
+
+def _decoded(file: Path | io.BytesIO, max_pixels: int) -> Pillow.Image:
+    try:
+        picture = Pillow.open(file)
+        if picture.width * picture.height > max_pixels:
+            raise Unreadable("too-large", f"{picture.width}x{picture.height} px exceed the limit of {max_pixels:,} pixels")
+        picture.load()
+    except Unreadable:
+        raise
+    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+        raise Unreadable("unreadable-image", f"cannot be decoded ({type(error).__name__})") from None
+    return picture

@@ -1,0 +1,82 @@
+"""SLAKE's published layout: train.json, validate.json and test.json beside imgs/xmlabN/source.jpg."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from corpus import vocabulary
+from corpus.readers import textfiles, tree
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, kept, malformed, text, turn
+from corpus.readers.pictures import PictureFile
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection
+
+LICENSE = "CC-BY-4.0"
+ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021) <https://www.med-vqa.com/slake/>"
+_SPLITS = {"train": "train", "validate": "val", "validation": "val", "val": "val", "test": "test"}
+
+
+def recognises(path: Path) -> bool:
+    """A train, validate or test .json whose rows have SLAKE's keys."""
+    return path.suffix == ".json" and path.stem in _SPLITS and {"img_name", "q_lang", "question"} <= textfiles.json_keys(path)
+
+
+def read(source: Source) -> Iterator[Record | Rejection]:
+    """A record a picture and split, with its questions in the languages kept. The picture's folder is its patient."""
+    return tree.read_each(source, recognises, _read_file, "SLAKE question file")
+
+
+def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
+    by_picture: dict[str, list[dict]] = {}
+    for number, row in enumerate(textfiles.json_rows(file)):
+        try:
+            by_picture.setdefault(_name(row), []).append(row)
+        except MALFORMED as error:
+            yield malformed(source, f"{source.place(file)}:{number}", error)
+    for picture, rows in by_picture.items():
+        yield _record(picture, rows, file, source)
+
+
+def _name(row: dict) -> str:
+    if not (isinstance(row["img_name"], str) and row["img_name"].strip()):
+        raise NotARecord("no picture: `img_name` is not a path")
+    return row["img_name"].strip()
+
+
+def _record(picture: str, rows: list[dict], file: Path, source: Source) -> Record:
+    spoken = [row for row in rows if (row.get("q_lang") or "en") in source.languages]
+    asked = [(row, t) for row in spoken if (t := turn(row.get("question"), row.get("answer"), row.get("answer_type")))]
+    root = source.image_root or (file.parent / "imgs" if (file.parent / "imgs").is_dir() else file.parent)
+    place = f"{source.place(file)}:{picture}"
+    facts = [{"question": t.question} | kept(row, "qid", "q_lang", "content_type", "base_type", "triple") for row, t in asked]
+    return Record(
+        id=place,
+        where=place,
+        images=(PictureFile(root, picture, source.max_pixels),),
+        patient=Path(picture).parent.name or Path(picture).stem,
+        turns=tuple(t for _, t in asked),
+        labels=kept(rows[0], "location") | {"questions": facts} | _boxes(root, picture) | damaged(*(t for _, t in asked)),
+        left_out=len(rows) - len(spoken),
+        **source.known(
+            modality=_modality(rows[0]),
+            license=source.license or LICENSE,
+            attribution=ATTRIBUTION,
+            split=_SPLITS.get(file.stem),
+        ),
+    )
+
+
+def _modality(row: dict) -> str | None:
+    """The published one; an X-ray of the chest is a CXR."""
+    named, location = text(row.get("modality")), (text(row.get("location")) or "").casefold()
+    return "CXR" if vocabulary.modality(named) == "X-ray" and location.startswith(("lung", "chest")) else named
+
+
+def _boxes(root: Path, picture: str) -> dict:
+    """Boxes of detection.json: (left, top, width, height) in pixels of the published picture. Those without an area are left."""
+    try:
+        file = PictureFile(root, str(Path(picture).with_name("detection.json")), 0).path()
+        named = [(name, box) for entry in json.loads(file.read_text("utf-8-sig", "replace")) for name, box in entry.items()]
+        return {"boxes": [[name, *box] for name, box in named if len(box) == 4 and min(box[2:]) > 0]}
+    except (OSError, *MALFORMED):
+        return {}

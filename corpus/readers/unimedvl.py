@@ -1,0 +1,75 @@
+"""A row of UniMedVL's training data, in whatever file it lies: what its pictures and messages mean.
+
+Both inputs and outputs: an edit of the first input into the first output. An output alone, or an input with the task
+"generation": a picture to draw. Inputs alone: questions about them. None: text.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+from corpus.readers.fields import NotARecord, answer, kind, modality, text
+from corpus.readers.pictures import find
+from corpus.readers.source import Source
+from corpus.record import Record
+from corpus.sample import Turn
+
+FIELDS = ("main_task_type", "sub_task_type", "modality", "dataset", "input_img", "output_img", "message")
+_DRAWING = ("generation", "t2i", "text-to-image")
+
+
+def record(row: dict, key: str, where: str, root: Path, source: Source, noted: dict) -> Record:
+    """The record of a row with `FIELDS`, of which absent ones count as empty, and optionally caption, license, attribution, split, patient.
+
+    Args:
+        root: the folder that picture paths start from.
+        noted: further labels.
+
+    Raises:
+        MALFORMED (corpus.readers.fields): the row is not one.
+    """
+    inputs, outputs = ([find(cell, root, source.max_pixels) for cell in _cells(row.get(name))] for name in ("input_img", "output_img"))
+    if not (inputs or outputs) and not _is_text(row):
+        raise NotARecord("no picture, and it is no text-only row")
+    turns, task = _turns(row.get("message")), (text(row.get("main_task_type")) or "").casefold()
+    asked = turns[0].question if turns else None
+    said = {name: told for name in ("dataset", "main_task_type", "sub_task_type") if (told := text(row.get(name)))}
+    if outputs or (inputs and any(word in task for word in _DRAWING)):
+        said |= {"response": turns[0].answer} if turns and turns[0].answer else {}
+        content = {"instruction": asked, "target": outputs[0][1]} if inputs and outputs else {"caption": asked}
+        shown = inputs[:1] if inputs and outputs else (outputs or inputs)[:1]
+    else:
+        content, shown = {"turns": tuple(t for t in turns if t.answer), "caption": text(row.get("caption"))}, inputs
+    first = (inputs or outputs or [(key, None)])[0][0]
+    return Record(
+        id=key,
+        where=where,
+        images=tuple(opener for _, opener in shown),
+        patient=str(row.get("patient") or first),
+        labels=said | noted,
+        **content,
+        **source.known(modality=modality(row.get("modality")), **{name: row.get(name) for name in ("license", "attribution", "split")}),
+    )
+
+
+def _is_text(row: dict) -> bool:
+    """Whether a row without pictures is meant to have none."""
+    task = (text(row.get("main_task_type")) or "text").casefold()
+    return "text" in task and not any(word in task for word in _DRAWING) and "<image>" not in str(row.get("message"))
+
+
+def _cells(value: object) -> list:
+    value = json.loads(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
+    return [] if value is None or value == "" else [v for v in value if v] if isinstance(value, list) else [value]
+
+
+def _turns(message: object) -> list[Turn]:
+    """Pairs of a human's and the model's words, lines kept; a human's words without an answer have an empty one."""
+    spoken = [(m["from"], _words(m["value"])) for m in (json.loads(message) if isinstance(message, str) else message or [])]
+    pairs = pairwise([*spoken, ("human", "")])
+    return [Turn(words, reply if then == "gpt" else "", kind(reply)) for (who, words), (then, reply) in pairs if who == "human" and words]
+
+
+def _words(value: object) -> str:
+    said = str(value).replace("<image>", " ").strip() if value is not None else ""
+    return said if answer(said) else ""

@@ -1,0 +1,59 @@
+"""VQA-RAD: the published JSON with its folder of pictures, or the Hugging Face Parquet."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from corpus.readers import image_questions, textfiles, tree
+from corpus.readers.fields import MALFORMED, damaged, kept, malformed, turn
+from corpus.readers.pictures import PictureFile
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection
+
+LICENSE = "CC0-1.0"
+ATTRIBUTION = "VQA-RAD (Lau et al., Scientific Data 2018)"
+_FOLDERS = ("VQA_RAD Image Folder", "VQA_RAD_Image_Folder", "images", "imgs")
+
+
+def recognises(path: Path) -> bool:
+    """The JSON by its keys; a Parquet file of image, question and answer by "vqa-rad" in its path."""
+    if path.suffix == ".json":
+        return {"image_name", "phrase_type", "question"} <= textfiles.json_keys(path)
+    return image_questions.recognises(path, "vqarad")
+
+
+def read(source: Source) -> Iterator[Record | Rejection]:
+    """A record a picture and split. The picture's name (its content, in Parquet) is its patient: all test pictures are in train too."""
+    return tree.read_each(source, recognises, _read_file, "VQA-RAD file")
+
+
+def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
+    if file.suffix == ".parquet":
+        yield from image_questions.records(file, source, license=source.license or LICENSE, attribution=ATTRIBUTION)
+        return
+    by_picture: dict[tuple[str, str], list[dict]] = {}
+    for number, row in enumerate(textfiles.json_rows(file)):
+        try:
+            by_picture.setdefault((str(row["image_name"]).strip(), _split(row)), []).append(row)
+        except MALFORMED as error:
+            yield malformed(source, f"{source.place(file)}:{number}", error)
+    root = source.image_root or next((file.parent / name for name in _FOLDERS if (file.parent / name).is_dir()), file.parent)
+    for (picture, split), rows in by_picture.items():
+        yield _record(picture, split, rows, root, source, f"{source.place(file)}:{picture}:{split}")
+
+
+def _split(row: dict) -> str:
+    return "test" if str(row["phrase_type"]).strip().startswith("test") else "train"
+
+
+def _record(picture: str, split: str, rows: list[dict], root: Path, source: Source, place: str) -> Record:
+    asked = [(row, t) for row in rows if (t := turn(row.get("question"), row.get("answer"), row.get("answer_type")))]
+    facts = [{"question": t.question} | kept(row, "qid", "phrase_type", "question_type") for row, t in asked]
+    return Record(
+        id=place,
+        where=place,
+        images=(PictureFile(root, picture, source.max_pixels),),
+        patient=picture,
+        turns=tuple(t for _, t in asked),
+        labels=kept(rows[0], "image_organ") | {"questions": facts} | damaged(*(t for _, t in asked)),
+        **source.known(license=source.license or LICENSE, attribution=ATTRIBUTION, split=split),
+    )

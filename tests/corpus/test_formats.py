@@ -1,0 +1,142 @@
+"""Which reader reads what: mixed folders, unknown files, and the command line."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from corpus.readers import FORMATS, formats
+from corpus.readers.parquet import MissingColumn
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection
+from corpus.sample import Turn
+from flows import console
+from ray_jobs.ingest import add_source
+from tests.conftest import REPO
+from tests.corpus import layouts
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """One of everything, with files that are no data and files nobody knows."""
+    root = tmp_path / "mixed"
+    layouts.unimedvl(root / "unimedvl")
+    layouts.slake(root / "Slake1.0")
+    layouts.vqa_rad(root / "osfstorage")
+    layouts.image_questions(root / "path-vqa" / "data" / "test-00000-of-00001.parquet")
+    layouts.table([{"input_img": layouts.base64_text(20), "message": layouts.talk("What?", "A head")}], root / "5m" / "part2.parquet")
+    layouts.omni(root / "OmniMedVQA")
+    layouts.gmai(root / "gmai" / "VAL.tsv")
+    layouts.med_mnist(root / "medmnist" / "bloodmnist_64.npz", (1, 1, 1))
+    layouts.image_folder(root / "own photos")
+    layouts.save(21, root / "plain" / "pictures" / "x.png")
+    layouts.jsonl([{"image": "pictures/x.png", "caption": "A head."}], root / "plain" / "records.jsonl")
+    for name in ("README.md", "LICENSE", "SHA256SUMS", ".DS_Store", "notes.txt", "plain/pictures/about.json"):
+        (root / name).write_text("{}")
+    for name in ("strange.xyz", "numbers.npz", "table.tsv", "half.parquet", "other.json", "other.jsonl", "empty.jsonl"):
+        (root / name).write_bytes(b"" if name == "empty.jsonl" else b'{"a": 1}')
+    return root
+
+
+def read(path, format="auto", **said):
+    found = list(formats.read(Source(path, "here", **said), format))
+    return [i for i in found if isinstance(i, Record)], [i for i in found if isinstance(i, Rejection)]
+
+
+def test_auto_reads_each_file_of_a_mixed_folder_once(mixed):
+    records, aside = read(mixed)
+    counts = Counter(record.where.split("/")[0] for record in records)
+    assert counts == {"unimedvl": 5, "Slake1.0": 4, "osfstorage": 3, "path-vqa": 2, "5m": 1, "OmniMedVQA": 2, "gmai": 3, "medmnist": 3, "own photos": 4, "plain": 1}
+    assert len({record.id for record in records}) == len(records)
+    unknown = sorted(r.where for r in aside if r.reason == "unknown-format")
+    assert unknown == ["empty.jsonl", "half.parquet", "numbers.npz", "other.json", "other.jsonl", "strange.xyz", "table.tsv"]
+    assert Counter(r.reason for r in aside) == {"unknown-format": 7, "altered-mirror": 3, "augmented-copy": 1}
+    for record in records:
+        assert all(opener().size for opener in record.images)
+
+
+def test_auto_finds_the_format_of_a_single_file(mixed):
+    assert len(read(mixed / "gmai" / "VAL.tsv")[0]) == 3
+    assert len(read(mixed / "own photos" / "d.png")[0]) == 1
+    assert [r.reason for r in read(mixed / "strange.xyz")[1]] == ["unknown-format"]
+    assert [r.reason for r in read(mixed / "LICENSE")[1]] == ["unknown-format"]
+
+
+def test_columns_say_what_a_parquet_table_is(tmp_path):
+    layouts.table([{"picture": layouts.encoded(0), "words": "A slide."}], tmp_path / "own.parquet")
+    records, aside = read(tmp_path, columns={"input_img": "picture", "caption": "words"})
+    assert not aside and records[0].caption == "A slide."
+
+
+def test_links_do_not_lead_out_of_the_folder(tmp_path):
+    outside = layouts.gmai(tmp_path / "outside" / "VAL.tsv")
+    root = tmp_path / "source"
+    root.mkdir()
+    (root / "VAL.tsv").symlink_to(outside)
+    (root / "folder").symlink_to(outside.parent)
+    (root / "broken.tsv").symlink_to(root / "absent.tsv")
+    assert sorted((r.where, r.reason) for r in read(root)[1]) == [("VAL.tsv", "path-outside-folder"), ("broken.tsv", "unknown-format")]
+    with pytest.raises(FileNotFoundError, match="GMAI"):
+        read(root, "gmai-mmbench")
+
+
+def test_a_name_that_leads_elsewhere_claims_no_folder(tmp_path):
+    layouts.jsonl([{"image": "../photos/1.png"}], tmp_path / "a" / "records.jsonl")
+    layouts.save(1, tmp_path / "photos" / "1.png")
+    assert [r.where for r in read(tmp_path)[0]] == ["a/records.jsonl:1 1.png", "photos/1.png"]
+
+
+def test_errors_of_readers_are_told_in_a_line():
+    assert all(console._is_known(error("told")) for error in (formats.UnknownFormat, MissingColumn, FileNotFoundError))
+
+
+def test_what_cannot_be_read_at_all_is_an_error_in_a_line(tmp_path):
+    with pytest.raises(formats.UnknownFormat, match="slake"):
+        read(tmp_path, "slaked")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="holds no data"):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="SLAKE"):
+        read(tmp_path, "slake")
+
+
+def test_what_is_said_of_a_source_reaches_its_samples(tmp_path, s3):
+    layouts.image_folder(tmp_path / "Own Photos")
+    layouts.table([{"picture": layouts.encoded(30), "words": "A slide of the colon."}], tmp_path / "Own Photos" / "more.parquet")
+    said = {"modality": "CXR", "license": "CC0-1.0", "split": "val", "columns": {"input_img": "picture", "caption": "words"}}
+    record = add_source(tmp_path / "Own Photos", **said)
+    # The picture without a folder has no words; the augmented copy is told by its name.
+    assert record["name"] == "own-photos" and record["records"] == {"seen": 6, "kept": 4, "quarantined": 2}
+    assert record["reasons"] == {"augmented-copy": 1, "no-text": 1}
+    assert add_source(tmp_path / "Own Photos", **said)["how"] == "up to date"
+
+
+def test_the_reader_in_the_docs_reads(tmp_path, monkeypatch):
+    written = re.search(r"```python\n(.*?)```", (REPO / "docs" / "data.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "vqa_med.py").write_text(written)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(FORMATS, "vqa-med", "vqa_med")
+    layouts.save(0, tmp_path / "set" / "images" / "synpic1.jpg")
+    (tmp_path / "set" / "test.txt").write_text("synpic1|modality|what is shown?|ihc slide#slide\nnot a question\n")
+    (record,), (aside,) = read(tmp_path / "set")
+    assert record.turns == (Turn("what is shown?", "ihc slide", "OPEN"),) and record.images[0]().size == (96, 96) and record.split == "test"
+    assert (aside.where, aside.reason) == ("test.txt:2", "malformed-record") and len(written.splitlines()) <= 35
+
+
+def test_the_docs_name_every_format():
+    told = (REPO / "docs" / "data.md").read_text()
+    assert all(f"`{name}`" in told for name in FORMATS)
+
+
+@pytest.mark.parametrize("arguments, told", [(["--format", "slaked"], "no format"), (["--columns", "x"], "our=theirs"), (["--image-root", "/absent"], "does not exist")])
+def test_the_command_line_tells_what_is_wrong(tmp_path, arguments, told):
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", str(tmp_path), *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_help_lists_the_formats():
+    told = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", "--help"], capture_output=True, text=True, env={"COLUMNS": "200"}).stdout
+    assert all(name in told for name in ("gmai-mmbench", "dicom", "image-folder", "--columns", "--image-root", "--license"))

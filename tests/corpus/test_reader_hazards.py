@@ -1,0 +1,273 @@
+"""What is wrong with real data, as the readers and the quality control behind them meet it."""
+
+import json
+import zipfile
+from datetime import datetime
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from corpus.readers import formats
+from corpus.readers.source import Source
+from corpus.record import Unreadable
+from tests.corpus import layouts, taking_in
+from tests.corpus.test_readers import read
+
+
+def take_in(path, format, **said):
+    """(kept samples, reasons by where) of a source taken in."""
+    taken = taking_in.take_in(formats if format == "auto" else formats.reader(format), Source(path, "here", **said))
+    return taken.samples, {r.where: r.reason for r in taken.aside}
+
+
+def test_vqa_rad_keeps_its_test_pictures_for_the_test(tmp_path):
+    layouts.vqa_rad(tmp_path / "rad")
+    kept, reasons = take_in(tmp_path / "rad", "vqa-rad", modality="CXR")
+    assert {(s.split, s.turns[0].answer) for s in kept} == {("test", "No"), ("train", "right lobe")}
+    assert set(reasons.values()) <= {"duplicate", "split-leakage"} and len(reasons) == 1
+
+
+def test_slake_in_two_languages_keeps_its_test_pictures_for_the_test(tmp_path):
+    layouts.slake(tmp_path / "slake-two")
+    layouts.dump([layouts.slake_row(1, "这是什么?", "肺", q_lang="zh")], tmp_path / "slake-two" / "validate.json")
+    kept, reasons = take_in(tmp_path / "slake-two", "slake")
+    assert {s.split for s in kept} == {"test", "train"} and reasons["train.json:xmlab3/source.jpg"] == "no-text"
+    assert reasons["validate.json:xmlab1/source.jpg"] == "no-text"
+
+
+def test_parquet_splits_share_no_picture(tmp_path):
+    layouts.image_questions(tmp_path / "path-vqa" / "train-0.parquet", (7, 8))
+    layouts.image_questions(tmp_path / "path-vqa" / "test-0.parquet", (8, 9))
+    kept, reasons = take_in(tmp_path / "path-vqa", "path-vqa", modality="Histopathology", license="CC0-1.0")
+    assert sorted(s.split for s in kept) == ["test", "test", "train"] and len(reasons) == 1
+
+
+def test_one_picture_with_two_labels_is_kept_aside(tmp_path):
+    for label in ("malignant", "benign"):
+        layouts.save(5, tmp_path / "busi" / label / "1.png")
+    layouts.save(6, tmp_path / "busi" / "benign" / "2.png")
+    kept, reasons = take_in(tmp_path / "busi", "image-folder", modality="Histopathology", license="CC0-1.0")
+    assert {s.labels["folder"] for s in kept if s.task == "understanding"} == {"benign"} and list(reasons.values()).count("conflicting-labels") == 2
+
+
+def test_a_folder_without_a_licence_is_kept_aside(tmp_path):
+    layouts.image_folder(tmp_path / "photos")
+    kept, reasons = take_in(tmp_path / "photos", "auto", modality="CXR")
+    assert not kept and set(reasons.values()) == {"no-licence", "augmented-copy"}
+
+
+@pytest.mark.parametrize("name", ["deformed_1.png", "a_barrdistorted_2.png", "90Rotated_3.png", "img-flipped-4.png", "augmented_5.png"])
+def test_augmented_copies_are_told_by_name(tmp_path, name):
+    layouts.save(0, tmp_path / name)
+    assert [r.reason for r in read(tmp_path, "image-folder")[1]] == ["augmented-copy"]
+
+
+def test_a_truncated_and_an_absent_picture(tmp_path):
+    layouts.slake(tmp_path)
+    whole = (tmp_path / "imgs/xmlab1/source.jpg").read_bytes()
+    (tmp_path / "imgs/xmlab1/source.jpg").write_bytes(whole[:600])
+    (tmp_path / "imgs/xmlab2/source.jpg").unlink()
+    reasons = []
+    for record in read(tmp_path, "slake")[0]:
+        try:
+            record.images[0]()
+        except Unreadable as error:
+            reasons.append(error.reason)
+    assert reasons == ["unreadable-image", "missing-image"]
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/hostname", "a/../../secret.png", "nul\0.png", pytest.param("x" * 5000 + ".png", id="long")])
+def test_no_path_leaves_the_folder(tmp_path, path):
+    layouts.save(0, tmp_path / "secret.png")
+    root = tmp_path / "source"
+    layouts.dump([layouts.vqa_rad_row(1, "What?", "A", image_name=path)], root / "rad.json")
+    layouts.jsonl([{"input_img": [{"path": path}], "message": layouts.talk("What?", "A")}], root / "train.jsonl")
+    for format in ("vqa-rad", "unimedvl-jsonl"):
+        for record in read(root, format)[0]:
+            with pytest.raises(Unreadable) as error:
+                record.images[0]()
+            assert error.value.reason in ("path-outside-folder", "missing-image", "unreadable-image") and str(tmp_path) not in str(error.value)
+
+
+def test_types_and_blanks(tmp_path):
+    rows = [
+        layouts.vqa_rad_row(1, "  How\tmany? ", 3, qid="7", answer_type=" closed"),
+        layouts.vqa_rad_row(1, "Where?", "-"),
+        layouts.vqa_rad_row(1, "Null?", "NULL"),
+        layouts.vqa_rad_row(1, "Missing?", None),
+        layouts.vqa_rad_row(1, None, "Lost"),
+        layouts.vqa_rad_row(1, "Zero?", 0),
+        {"question": "No picture", "phrase_type": "para"},
+        "a string",
+        None,
+    ]
+    (record,), aside = read(layouts.dump(rows, tmp_path / "rad.json"), "vqa-rad")
+    assert [(t.question, t.answer, t.kind) for t in record.turns] == [("How many?", "3", "CLOSED"), ("Zero?", "0", "OPEN")]
+    assert [(r.where, r.reason) for r in aside] == [(f"rad.json:{n}", "malformed-record") for n in (6, 7, 8)] and "image_name" in aside[0].detail
+
+
+def test_bytes_that_are_not_utf8_and_a_byte_order_mark(tmp_path):
+    file = layouts.gmai(tmp_path / "VAL.tsv", [layouts.gmai_row(0, 1, A="37 °C", answer="A")])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace("°".encode(), b"\xb0"))
+    (record,), aside = read(file, "gmai-mmbench")
+    assert not aside and record.turns[0].answer == "37 \ufffd C".replace(" C", "C") and record.labels["undecodable_characters"] == 2
+    rows = [layouts.slake_row(1, "What, is it?", "a，b")]
+    (tmp_path / "train.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(rows, ensure_ascii=False).encode())
+    assert read(tmp_path / "train.json", "slake")[0][0].turns[0].answer == "a，b"
+
+
+def test_chinese_paths_and_blanks_in_folder_names(tmp_path):
+    layouts.omni(tmp_path / "全部 数据")
+    records, _ = read(tmp_path / "全部 数据", "omni-med-vqa")
+    assert len(records) == 2 and all(r.images[0]().size == (96, 96) for r in records)
+
+
+def test_boxes_without_an_area_are_left_out(tmp_path):
+    layouts.slake(tmp_path)
+    (tmp_path / "imgs/xmlab2/detection.json").write_text("[{]")
+    held, chest, liver, _ = read(tmp_path, "slake")[0]
+    assert chest.labels["boxes"] == [["Lung", 10.0, 12.0, 20.0, 30.0]] and "boxes" not in liver.labels
+
+
+def test_image_modes_of_one_class(tmp_path):
+    for number, (mode, suffix) in enumerate([("L", "png"), ("RGB", "jpg"), ("RGBA", "png"), ("P", "png"), ("1", "png"), ("CMYK", "jpg"), ("I;16", "png")]):
+        picture = layouts.pictures()[number].convert("RGB")
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 200) if mode == "I;16" else picture.convert(mode)
+        file = tmp_path / "modes" / "tissue" / f"{number}.{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file, exif=_rotated() if suffix == "jpg" else None)
+    kept, reasons = take_in(tmp_path / "modes", "image-folder", modality="Histopathology", license="CC0-1.0")
+    assert not reasons and len([s for s in kept if s.task == "understanding"]) == 7 and {s.images[0].open().mode for s in kept} == {"L", "RGB"}
+
+
+def _rotated():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
+    layouts.save(0, tmp_path / "a.png")
+    (record,), _ = read(tmp_path, "image-folder", max_pixels=100)
+    with pytest.raises(Unreadable, match="96x96"):
+        record.images[0]()
+
+
+def _built(root, format):
+    """A file of the format."""
+    makers = {
+        "unimedvl-jsonl": lambda: layouts.unimedvl(root),
+        "slake": lambda: layouts.slake(root) / "train.json",
+        "vqa-rad": lambda: layouts.vqa_rad(root),
+        "path-vqa": lambda: layouts.image_questions(root / "path-vqa" / "train-0.parquet", tuple(range(30))),
+        "unimed-5m": lambda: layouts.table([{"input_img": layouts.base64_text(n), "message": layouts.talk("a", str(n))} for n in range(30)], root / "a.parquet"),
+        "omni-med-vqa": lambda: layouts.omni(root),
+        "gmai-mmbench": lambda: layouts.gmai(root / "a.tsv"),
+        "med-mnist": lambda: layouts.med_mnist(root / "bloodmnist.npz"),
+        "records": lambda: layouts.jsonl([{"image": "a.png"}], root / "records.jsonl"),
+    }
+    return makers[format]()
+
+
+TABLES = ["unimedvl-jsonl", "slake", "vqa-rad", "path-vqa", "unimed-5m", "omni-med-vqa", "gmai-mmbench", "med-mnist", "records"]
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.7, 0.99])
+@pytest.mark.parametrize("format", TABLES)
+def test_a_file_that_breaks_off_gives_rejections_and_no_trace(tmp_path, format, share):
+    file = _built(tmp_path, format)
+    whole = len(read(file, format)[0])
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    for way in (format, "auto"):
+        records, aside = read(file, way)
+        assert len(records) <= whole and all(str(tmp_path) not in r.detail + r.where for r in aside)
+        assert aside or share == 0 or format in ("gmai-mmbench", "unimedvl-jsonl", "records")
+        assert len(aside) <= 4
+
+
+@pytest.mark.parametrize("format", TABLES)
+def test_damage_in_the_middle_gives_no_trace(tmp_path, format):
+    file = _built(tmp_path, format)
+    data = bytearray(file.read_bytes())
+    for position in np.random.default_rng(0).integers(0, len(data), 40):
+        data[position] ^= 0xFF
+    file.write_bytes(bytes(data))
+    records, aside = read(file, format)
+    for record in records:
+        for opener in record.images:
+            try:
+                opener()
+            except Unreadable as error:
+                assert error.reason
+    assert records or aside
+
+
+@pytest.mark.parametrize("rows", [[], {}, [[]], [None], [{}], [{"img_name": None, "q_lang": "en", "question": 1}], [{"image_path": [], "gt_answer": 1, "option_A": {}}]])
+@pytest.mark.parametrize("format", ["slake", "vqa-rad", "omni-med-vqa"])
+def test_odd_json_gives_rejections(tmp_path, format, rows):
+    records, aside = read(layouts.dump(rows, tmp_path / "train.json"), format)
+    assert len(records) + len(aside) <= 1
+
+
+ODD_ROWS = [{}, [], None, 1, {"message": 3}, {"message": [3]}, {"input_img": 5, "message": []}, {"input_img": [{"height": 3}], "message": []}]
+
+
+@pytest.mark.parametrize("row", [*ODD_ROWS, {"message": [{"from": "gpt", "value": None}]}])
+def test_odd_rows_of_unimedvl_give_a_record_without_words_or_a_rejection(tmp_path, row):
+    (item,) = sum(read(layouts.jsonl([row], tmp_path / "a.jsonl"), "unimedvl-jsonl"), [])
+    assert getattr(item, "reason", None) == "malformed-record" or not item.turns
+
+
+@pytest.mark.parametrize("value", [None, 1, 1.5, b"", b"no picture", datetime(2020, 1, 1), [1], [[]], {"path": ""}, {"bytes": b"", "path": None}, {"other": 1}, "Ünï"])
+@pytest.mark.parametrize("column", ["input_img", "message", "modality", "dataset", "patient"])
+def test_odd_cells_of_parquet_give_rejections(tmp_path, column, value):
+    row = {"input_img": layouts.encoded(0), "message": '[{"from": "human", "value": "<image>a"}, {"from": "gpt", "value": "b"}]', "modality": "CT", "license": "CC0-1.0"}
+    kept, reasons = take_in(layouts.table([row | {column: value}], tmp_path / "a.parquet"), "unimed-5m")
+    assert len(kept) + len(reasons) == 1
+
+
+@pytest.mark.parametrize("cell", [None, b"", b"no picture", "text"])
+def test_odd_pictures_of_questions_give_rejections(tmp_path, cell):
+    file = layouts.table([{"image": cell, "question": "What?", "answer": "A"}], tmp_path / "train-0.parquet")
+    kept, reasons = take_in(file, "path-vqa", modality="CT", license="CC0-1.0")
+    assert not kept and set(reasons.values()) <= {"malformed-record", "unreadable-image"} and len(reasons) == 1
+
+
+def test_nothing_is_unpickled(tmp_path):
+    np.savez(tmp_path / "bloodmnist.npz", train_images=np.array([{"a": 1}], dtype=object), train_labels=np.array([[1]]))
+    assert [r.reason for r in read(tmp_path, "med-mnist")[1]] == ["unreadable-file"]
+
+
+@pytest.mark.parametrize("shape", ["(1, 99999999, 99999999)", "(-1, 28, 28)", "()", "(3, 28, 28)"])
+def test_a_header_that_lies(tmp_path, shape):
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"0" * 100
+    with zipfile.ZipFile(tmp_path / "bloodmnist.npz", "w") as archive:
+        archive.writestr("train_images.npy", array)
+        archive.writestr("train_labels.npy", array)
+    records, aside = read(tmp_path, "med-mnist")
+    assert not records and aside[-1].reason == "unreadable-file"
+
+
+def test_labels_that_are_no_class_and_counts_that_differ(tmp_path):
+    np.savez(tmp_path / "retinamnist.npz", test_images=np.zeros((2, 28, 28, 3), np.uint8), test_labels=np.array([[9], [0]]))
+    records, aside = read(tmp_path, "med-mnist")
+    assert len(records) == 1 and [r.reason for r in aside] == ["altered-mirror", "malformed-record"]
+    np.savez(tmp_path / "retinamnist.npz", test_images=np.zeros((2, 28, 28, 3), np.uint8), test_labels=np.array([[1]]))
+    assert [r.detail for r in read(tmp_path, "med-mnist")[1]] == ["not as many labels as images"]
+
+
+def test_every_task_of_unimedvl_reaches_the_corpus(tmp_path):
+    file = layouts.unimedvl(tmp_path)
+    file.write_text("".join(line for line in file.open() if "text-only" not in line))
+    kept, reasons = take_in(file, "unimedvl-jsonl", license="CC-BY-4.0")
+    assert [s.task for s in kept] == ["understanding", "generation", "interleaved", "understanding"] and kept[0].modality == "Histopathology"
+    assert not reasons
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="quality control expects a picture in each record")
+def test_text_without_a_picture_reaches_the_corpus(tmp_path):
+    file = layouts.jsonl([{"main_task_type": "text-only", "modality": "CT", "message": layouts.talk("What is IHC?", "A stain.")}], tmp_path / "a.jsonl")
+    kept, _ = take_in(file, "unimedvl-jsonl", license="CC-BY-4.0")
+    assert [s.task for s in kept] == ["text"]

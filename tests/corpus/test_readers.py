@@ -1,0 +1,202 @@
+"""Each reader over files in its published layout."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from corpus.readers import FORMATS, formats
+from corpus.readers.parquet import MissingColumn
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection, Unreadable
+from corpus.sample import Turn
+from tests.corpus import layouts
+
+
+def read(path, format, **said):
+    """(records, rejections) of a source."""
+    found = list(formats.read(Source(path, "here", **said), format))
+    return [i for i in found if isinstance(i, Record)], [i for i in found if isinstance(i, Rejection)]
+
+
+def same(opener, number):
+    return np.array_equal(np.asarray(opener().convert("RGB")), np.asarray(layouts.pictures()[number].convert("RGB")))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_has_a_reader(name):
+    module = formats.reader(name)
+    assert callable(module.recognises) and callable(module.read)
+
+
+def test_unimedvl_jsonl(tmp_path):
+    records, aside = read(layouts.unimedvl(tmp_path), "unimedvl-jsonl")
+    asked, drawn, edited, text, several = records
+    assert not aside and {r.modality for r in records} == {"HIS"}
+    assert asked.turns == (Turn("What stain is this?", "IHC", "OPEN"), Turn("Is it colon?", "Yes", "CLOSED")) and same(asked.images[0], 0)
+    assert drawn.caption == "Draw an IHC slide of the colon." and same(drawn.images[0], 1) and drawn.labels["response"] == "<think>Colon.</think>\nHere it is:\n- glands"
+    assert edited.instruction == "Stain this slide." and same(edited.images[0], 2) and same(edited.target, 3) and not edited.turns
+    assert text.images == () and text.turns == (Turn("What is IHC?", "Immunohistochemistry.", "OPEN"),)
+    assert len(several.images) == 2 and [t.answer for t in several.turns] == ["The first.", "Yes"]
+    assert asked.patient == several.patient and asked.labels["dataset"] == "quilt"
+
+
+def test_unimedvl_jsonl_gzipped_beside_other_pictures(tmp_path):
+    plain = layouts.unimedvl(tmp_path / "owner")
+    packed = tmp_path / "train.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    records, _ = read(packed, "unimedvl-jsonl", image_root=tmp_path / "owner")
+    assert same(records[0].images[0], 0)
+
+
+def test_unimed_5m_base64(tmp_path):
+    rows = [
+        {"input_img": [layouts.base64_text(0)], "output_img": None, "message": layouts.talk("<image>What?", "IHC"), "modality": "HIS"},
+        {"input_img": None, "output_img": [layouts.base64_text(1)], "message": layouts.talk("Draw.", "Drawn."), "modality": "HIS"},
+    ]
+    (asked, drawn), aside = read(layouts.table(rows, tmp_path / "part2" / "eval.parquet"), "unimed-5m", license="CC-BY-4.0", split="test")
+    assert not aside and same(asked.images[0], 0) and asked.license == "CC-BY-4.0" and asked.split == "test"
+    assert drawn.caption == "Draw." and same(drawn.images[0], 1)
+
+
+def test_unimed_5m_metadata_with_the_owners_pictures(tmp_path):
+    layouts.save(3, tmp_path / "owner" / "ixi" / "3.png")
+    row = {"input_img": [{"path": "/ixi/3.png"}], "message": '[{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A head"}]'}
+    part = layouts.table([row], tmp_path / "part1" / "meta.parquet")
+    (record,), _ = read(part, "unimed-5m", image_root=tmp_path / "owner")
+    assert same(record.images[0], 3) and record.turns[0].answer == "A head"
+    (lost,), _ = read(part, "unimed-5m")
+    with pytest.raises(Unreadable) as error:
+        lost.images[0]()
+    assert error.value.reason == "missing-image"
+
+
+def test_any_parquet_table_by_its_columns(tmp_path):
+    rows = [{"picture": layouts.encoded(n), "q": "What?", "a": f"Thing {n}", "who": f"person {n}"} for n in (0, 0, 1)]
+    file = layouts.table(rows, tmp_path / "own.parquet")
+    records, _ = read(file, "unimed-5m", columns={"input_img": "picture", "question": "q", "answer": "a", "patient": "who"}, modality="CT")
+    assert [len(r.turns) for r in records] == [2, 1] and [r.patient for r in records] == ["person 0", "person 1"] and records[0].modality == "CT"
+
+
+@pytest.mark.parametrize("columns, told", [({"message": "absent"}, "absent"), ({"picture": "picture"}, "picture"), ({"input_img": "picture"}, "caption")])
+def test_a_missing_column_is_named_with_those_there(tmp_path, columns, told):
+    file = layouts.table([{"picture": b"1", "words": "2"}], tmp_path / "own.parquet")
+    with pytest.raises(MissingColumn, match=told) as error:
+        read(file, "unimed-5m", columns=columns)
+    assert "words" in str(error.value) or "input_img" in str(error.value)
+
+
+def test_slake(tmp_path):
+    records, aside = read(layouts.slake(tmp_path), "slake")
+    held, chest, liver, chinese = records
+    assert not aside and [r.split for r in records] == ["test", "train", "train", "train"]
+    assert chest.turns[1] == Turn("What diseases are there?", "None", "OPEN") and chest.left_out == 1
+    assert chest.modality == "CXR" and liver.modality == "CT" and chest.license == "CC-BY-4.0" and "SLAKE" in chest.attribution
+    assert chinese.turns == () and chinese.left_out == 1 and chinese.patient == held.patient == "xmlab3"
+    known = {"qid": 7, "q_lang": "en", "content_type": "Organ", "base_type": "vqa", "triple": ["vhead", "_", "_"]}
+    assert chest.labels["questions"][0] == {"question": "What modality is used?"} | known
+    assert held.turns == (Turn("Is the heart enlarged?", "No", "CLOSED"),) and held.images[0]().size == (96, 96)
+
+
+def test_slake_in_both_languages(tmp_path):
+    records, _ = read(layouts.slake(tmp_path), "slake", languages=("en", "zh"))
+    assert sum(r.left_out for r in records) == 0 and records[3].turns == (Turn("这是什么?", "肺", "OPEN"),)
+
+
+def test_vqa_rad_json(tmp_path):
+    (train, test, other), aside = read(layouts.vqa_rad(tmp_path), "vqa-rad")
+    assert not aside and (train.split, test.split) == ("train", "test") and train.patient == test.patient == "synpic1.jpg"
+    assert train.turns == (Turn("Is there a nodule?", "yes", "CLOSED"), Turn("How many ribs are seen?", "12", "OPEN"))
+    assert other.turns == (Turn("Where?", "right lobe", "OPEN"),) and train.license == "CC0-1.0" and train.labels["image_organ"] == "CHEST"
+    # Nothing in the file says how a picture was taken.
+    assert train.modality is None and train.images[0]().size == (96, 96)
+
+
+@pytest.mark.parametrize("format, folder", [("vqa-rad", "vqa-rad"), ("path-vqa", "path_vqa")])
+def test_parquet_of_image_question_and_answer(tmp_path, format, folder):
+    layouts.image_questions(tmp_path / folder / "data" / "train-00000-of-00001-ea5e.parquet")
+    layouts.image_questions(tmp_path / folder / "data" / "validation-00000-of-00001.parquet", (8,))
+    records, aside = read(tmp_path / folder, format, modality="Histopathology")
+    assert not aside and [r.split for r in records] == ["train", "train", "val"] and [len(r.turns) for r in records] == [2, 1, 1]
+    assert records[0].turns == (Turn("Question 0?", "mucosa", "OPEN"), Turn("Question 2?", "yes", "CLOSED")) and same(records[0].images[0], 7)
+    assert records[1].patient == records[2].patient != records[0].patient
+    assert records[0].license == ("CC0-1.0" if format == "vqa-rad" else None)
+
+
+def test_omni_med_vqa(tmp_path):
+    layouts.omni(tmp_path)
+    (first, second), aside = read(tmp_path, "omni-med-vqa", license="CC-BY-4.0")
+    assert not aside and first.split == "test" and (first.modality, second.modality) == ("MR", "CT")
+    assert first.turns[0].question == "Question: Which organ?\nOptions:\nA. Liver\nB. Brain\nC. Brain\nD. Lung\nPlease select the correct answer from the options above."
+    assert first.turns[0].answer == "Brain" and {t.kind for t in first.turns} == {"CLOSED"} and len(first.turns) == 2
+    assert first.labels["questions"][0]["answer_letter"] == "B" and first.labels["questions"][0]["question_type"] == "Anatomy Identification"
+    assert same(first.images[0], 9) and same(second.images[0], 10)
+
+
+def test_gmai_mmbench(tmp_path):
+    (both, one, unanswered), aside = read(layouts.gmai(tmp_path / "GMAI_mm_bench_VAL.tsv"), "gmai-mmbench", license="Apache-2.0")
+    assert not aside and [t.answer for t in both.turns] == ["kidney", "liver"] and both.split == "val" and both.modality == "CT"
+    first = both.labels["questions"][0]
+    assert first["options"] == ["liver", "kidney"] and first["answer_letter"] == "B" and first["l2-category"] == "organ"
+    assert same(both.images[0], 11) and same(one.images[0], 12) and unanswered.turns == ()
+
+
+def test_gmai_mmbench_with_an_answer_that_is_no_option(tmp_path):
+    records, aside = read(layouts.gmai(tmp_path / "x.tsv", [layouts.gmai_row(0, 1, "E"), layouts.gmai_row(1, 2)]), "gmai-mmbench")
+    assert len(records) == 1 and aside[0].reason == "malformed-record" and aside[0].where == "x.tsv:0" and "none of the options" in aside[0].detail
+
+
+def test_med_mnist_tells_an_altered_mirror(tmp_path):
+    records, aside = read(layouts.med_mnist(tmp_path / "pneumoniamnist_64.npz"), "med-mnist")
+    assert [r.reason for r in aside] == ["altered-mirror"] * 3 and "3 train images where PneumoniaMNIST has 4,708" in aside[0].detail
+    assert [r.split for r in records] == ["train"] * 3 + ["val"] * 2 + ["test"] * 2
+    assert records[1].turns == (Turn("What is the diagnosis? One of: normal; pneumonia.", "pneumonia", "CLOSED"),)
+    assert records[1].caption == "CXR image, diagnosis: pneumonia." and records[1].labels == {"set": "PneumoniaMNIST", "classes": ["pneumonia"], "altered_mirror": True}
+    assert records[0].images[0]().size == (64, 64) and records[0].modality == "CXR" and records[0].license == "CC-BY-4.0"
+
+
+def test_med_mnist_with_the_published_counts(tmp_path):
+    records, aside = read(layouts.med_mnist(tmp_path / "breastmnist.npz", (546, 78, 156), 28), "med-mnist")
+    assert not aside and len(records) == 780 and "altered_mirror" not in records[0].labels
+
+
+def test_med_mnist_of_many_findings_and_its_own_licences(tmp_path):
+    chest, _ = read(layouts.med_mnist(tmp_path / "chestmnist.npz", labels=14), "med-mnist")
+    assert chest[0].turns[0].answer == "none" and len(chest[1].labels["classes"]) == 14 and chest[1].turns[0].kind == "OPEN"
+    skin, _ = read(layouts.med_mnist(tmp_path / "dermamnist.npz"), "med-mnist", license="CC-BY-4.0")
+    assert skin[0].license == "CC-BY-NC-4.0"
+
+
+def test_med_mnist_volumes_as_three_slices(tmp_path):
+    volume = np.zeros((1, 28, 28, 28), np.uint8)
+    volume[0, 7], volume[0, 14], volume[0, 21] = 1, 2, 3
+    np.savez(tmp_path / "organmnist3d.npz", train_images=volume, train_labels=np.array([[3]]))
+    (record,), _ = read(tmp_path / "organmnist3d.npz", "med-mnist")
+    assert [int(np.asarray(opener()).max()) for opener in record.images] == [1, 2, 3] and record.turns[0].answer == "femur-right" and record.caption is None
+
+
+def test_image_folder(tmp_path):
+    records, aside = read(layouts.image_folder(tmp_path), "image-folder", modality="chest x-ray", license="CC0-1.0")
+    told = {r.where: (r.split, r.labels.get("folder"), r.caption) for r in records}
+    assert told == {
+        "d.png": (None, None, None),
+        "test/pneumonia/c.png": ("test", "pneumonia", "CXR image: pneumonia."),
+        "train/normal/b.png": ("train", "normal", "CXR image: normal."),
+        "train/pneumonia/a.png": ("train", "pneumonia", "CXR image: pneumonia."),
+    }
+    assert [(r.where, r.reason) for r in aside] == [("train/normal/90Rotated_b.png", "augmented-copy")]
+
+
+def test_the_source_fills_in_what_a_record_does_not_say(tmp_path):
+    layouts.save(0, tmp_path / "a.png")
+    layouts.jsonl([{"image": "a.png", "caption": "A slide."}, {"image": "a.png", "id": "b", "modality": "CT", "split": "test"}], tmp_path / "records.jsonl")
+    records, _ = read(tmp_path, "records", modality="Histopathology", license="CC0-1.0", split="val", attribution="me")
+    assert [(r.modality, r.split, r.license, r.attribution) for r in records] == [("Histopathology", "val", "CC0-1.0", "me"), ("CT", "test", "CC0-1.0", "me")]
+
+
+def test_the_published_samples(shared_data):
+    originals = shared_data / "unimed-real" / "original_formats"
+    records, aside = read(originals / "slake_mini", "slake")
+    assert not aside and len({r.patient for r in records}) == 16 and all(r.images[0]().size and (r.turns or r.left_out) for r in records)
+    records, aside = read(originals / "medmnist", "med-mnist")
+    assert len(records) == 3882 + 524 + 624 and [r.where for r in aside] == ["pneumoniamnist.npz:train"]
