@@ -10,7 +10,7 @@ from corpus import burned_in, tasks, vocabulary
 from corpus.params import BurnedInParams, QualityParams
 from corpus.patients import patient_key
 from corpus.record import Record, Rejection, Unreadable
-from corpus.sample import Image, Sample
+from corpus.sample import Image, Sample, Turn
 
 # At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
 logging.getLogger("PIL").setLevel(logging.INFO)
@@ -42,6 +42,10 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
         told = record.turns or record.caption or record.instruction
         limits = f"every text is longer than {params.max_text} characters, or a caption shorter than {params.min_caption}"
         return reject("text-length", limits) if told else reject("no-text", "neither a caption nor an answered question in the languages kept")
+    known = {"modality": modality, "source": record.source, "license": license, "attribution": record.attribution, "split": split}
+    known |= {"patient": patient_key(salt, record.source, record.patient), "labels": record.labels}
+    if not record.images:
+        return [Sample(f"{record.source}/{record.id}#t", "text", parts=tasks.text(turns), **known)] if turns else reject("no-text", "neither a picture nor an answered question")
     if record.labels.get("burned_in") == "YES":
         return reject("burned-in-text", "its header says that identifying text is burned in")
     suspect = _is_suspect(record, modality, params.burned_in)
@@ -50,24 +54,22 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
         _require_content(cleaned[0][0], params)
     except Unreadable as error:
         return reject(error.reason, str(error))
-    images = tuple(Image.encode(picture, lossy=picture.width * picture.height > 128 * 128) for picture, _ in cleaned)
-    seen = images[: len(record.images)]
     noted = next((mode for _, mode in cleaned if mode), "")
-    labels = record.labels | ({"converted_from": noted} if noted else {})
-    known = {"modality": modality, "source": record.source, "license": license, "attribution": record.attribution, "split": split}
-    known |= {"patient": patient_key(salt, record.source, record.patient), "labels": labels}
-    made = []
+    known["labels"] = record.labels | ({"converted_from": noted} if noted else {})
+    return _samples(record, [picture for picture, _ in cleaned], turns, caption, instruction, known)
+
+
+def _samples(record: Record, pictures: list[Pillow.Image], turns: list[Turn], caption: str | None, instruction: str | None, known: dict) -> list[Sample]:
+    """A sample for each task the record serves; the target, if there is one, is the last picture."""
+    images = tuple(Image.encode(picture, lossy=picture.width * picture.height > 128 * 128) for picture in pictures)
+    seen, measured, made = images[: len(record.images)], [measures(picture) for picture in pictures], []
     if turns:
-        made.append(("u", "understanding", tasks.understanding(turns, len(seen)), seen))
+        made.append(("u", "understanding", tasks.understanding(turns, len(seen)), seen, measured[len(seen) - 1]))
     if caption:
-        made.append(("g", "generation", tasks.generation(caption), seen[:1]))
+        made.append(("g", "generation", tasks.generation(caption), seen[:1], measured[0]))
     if instruction and record.target:
-        made.append(("i", "interleaved", tasks.interleaved(instruction), (seen[0], images[-1])))
-    measured = {task: measures(picture) for task, (picture, _) in (("seen", cleaned[0]), ("target", cleaned[-1]))}
-    return [
-        Sample(f"{record.source}/{record.id}#{mark}", task, parts=parts, images=shown, quality=measured["target" if task == "interleaved" else "seen"], **known)
-        for mark, task, parts, shown in made
-    ]
+        made.append(("i", "interleaved", tasks.interleaved(instruction), (seen[0], images[-1]), measured[-1]))
+    return [Sample(f"{record.source}/{record.id}#{mark}", task, parts=parts, images=shown, quality=quality, **known) for mark, task, parts, shown, quality in made]
 
 
 def _is_suspect(record: Record, modality: str, params: BurnedInParams) -> bool:

@@ -32,7 +32,7 @@ def checked(reader, source, capture, log):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         taken = take_in(reader, source)
-    everything = [data for _, data, _ in shards.pack(taken.samples, CorpusParams().shards)]
+    everything = [data for shard in shards.write([taken.samples], CorpusParams().shards) for data in (shard.data, shard.index)]
     everything += [shards.quarantine_bytes(taken.aside), repr([vars(rejection) for rejection in taken.aside]).encode()]
     for sample in taken.samples:
         everything.append(json.dumps(sample.to_row() | {"images": []}, ensure_ascii=False).encode())
