@@ -4,9 +4,9 @@ import logging
 
 import numpy as np
 from PIL import Image as Pillow
-from PIL import ImageOps
+from PIL import ExifTags, ImageOps
 
-from corpus import burned_in, tasks, vocabulary
+from corpus import burned_in, originals, tasks, vocabulary
 from corpus.params import BurnedInParams, QualityParams
 from corpus.patients import patient_key
 from corpus.record import Record, Rejection, Unreadable
@@ -84,7 +84,8 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
         Unreadable: it is smaller than the limit, or `suspect` and seems to carry text.
     """
     mode = picture.mode
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = _windowed(picture, params.window_percentiles)
     elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -97,7 +98,9 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
     # Before it is made smaller: what a person can read then is too small to be found.
     if suspect and burned_in.seems_to_carry_text(picture) >= params.burned_in.letters:
         raise Unreadable("burned-in-text", "it seems to carry text, which may name the patient")
-    picture.thumbnail((params.max_side, params.max_side), Pillow.Resampling.LANCZOS)
+    if max(picture.size) > params.max_side:
+        originals.unmark(picture)
+        picture.thumbnail((params.max_side, params.max_side), Pillow.Resampling.LANCZOS)
     return picture, "" if mode in ("L", "RGB") else mode
 
 

@@ -9,8 +9,11 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image as Pillow
+
+from corpus import originals
 
 Task = Literal["understanding", "generation", "interleaved", "text"]
 Split = Literal["train", "val", "test"]
@@ -50,7 +53,12 @@ class Image:
 
     @classmethod
     def encode(cls, picture: Pillow.Image, lossy: bool = False) -> "Image":
-        """Encode an L or RGB picture: PNG, or JPEG (quality 92, full chroma) if `lossy`. No metadata is kept."""
+        """Encode an L or RGB picture: PNG, or JPEG (quality 92, full chroma) if `lossy`. No metadata is kept.
+
+        A picture that is still as it came keeps its own coding.
+        """
+        if original := originals.of(picture):
+            return cls(original, *picture.size, pixel_hash(picture))
         clean = Pillow.frombytes(picture.mode, picture.size, picture.tobytes())
         buffer = io.BytesIO()
         if lossy:
@@ -139,15 +147,17 @@ class Sample:
 
 def pixel_hash(picture: Pillow.Image) -> str:
     """SHA-256 of an L or RGB picture's size and pixels; grey stored as RGB counts as grey."""
-    if picture.mode == "RGB" and _is_grey(picture):
-        picture = picture.getchannel(0)
-    head = f"{picture.mode} {picture.width}x{picture.height} ".encode()
-    return hashlib.sha256(head + picture.tobytes()).hexdigest()
+    pixels = np.asarray(picture)
+    grey = pixels.ndim == 2 or _is_grey(pixels[::16, ::16]) and _is_grey(pixels)
+    if grey and pixels.ndim == 3:
+        pixels = np.ascontiguousarray(pixels[..., 0])
+    whole = hashlib.sha256(f"{'L' if grey else 'RGB'} {picture.width}x{picture.height} ".encode())
+    whole.update(pixels)
+    return whole.hexdigest()
 
 
-def _is_grey(picture: Pillow.Image) -> bool:
-    red, green, blue = (band.tobytes() for band in picture.split())
-    return red == green == blue
+def _is_grey(pixels: np.ndarray) -> bool:
+    return np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2])
 
 
 def _json(obj: dict) -> str:

@@ -5,10 +5,12 @@ import binascii
 import hashlib
 import io
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image as Pillow
 
+from corpus import originals
 from corpus.readers.fields import NotARecord
 from corpus.record import Opener, Unreadable
 
@@ -27,7 +29,7 @@ class PictureFile:
 
     def path(self) -> Path:
         """Where the file lies. Raises Unreadable: path-outside-folder, missing-image."""
-        root = self.root.resolve()
+        root = _resolved(self.root)
         try:
             path = (root / self.relative).resolve()
             there = path.is_file()
@@ -39,8 +41,20 @@ class PictureFile:
             raise Unreadable("missing-image", "no such file")
         return path
 
+    def read(self) -> bytes:
+        """The file's bytes. Raises Unreadable as `path`, or unreadable-image."""
+        try:
+            return self.path().read_bytes()
+        except OSError as error:
+            raise Unreadable("unreadable-image", f"cannot be read ({type(error).__name__})") from None
+
     def __call__(self) -> Pillow.Image:
-        return _decoded(self.path(), self.max_pixels)
+        return _decoded(self.read(), self.max_pixels)
+
+
+@lru_cache(maxsize=16)
+def _resolved(root: Path) -> Path:
+    return root.resolve()
 
 
 @dataclass(frozen=True)
@@ -50,8 +64,11 @@ class PictureBytes:
     data: bytes = field(repr=False)
     max_pixels: int
 
+    def read(self) -> bytes:
+        return self.data
+
     def __call__(self) -> Pillow.Image:
-        return _decoded(io.BytesIO(self.data), self.max_pixels)
+        return _decoded(self.data, self.max_pixels)
 
 
 def find(cell: object, root: Path, max_pixels: int) -> tuple[str, Opener]:
@@ -87,9 +104,9 @@ def _from_base64(cell: str) -> bytes:
         return cell.encode(errors="replace")
 
 
-def _decoded(file: Path | io.BytesIO, max_pixels: int) -> Pillow.Image:
+def _decoded(data: bytes, max_pixels: int) -> Pillow.Image:
     try:
-        picture = Pillow.open(file)
+        picture = Pillow.open(io.BytesIO(data))
         if picture.width * picture.height > max_pixels:
             raise Unreadable("too-large", f"{picture.width}x{picture.height} px exceed the limit of {max_pixels:,} pixels")
         picture.load()
@@ -97,4 +114,4 @@ def _decoded(file: Path | io.BytesIO, max_pixels: int) -> Pillow.Image:
         raise
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
         raise Unreadable("unreadable-image", f"cannot be decoded ({type(error).__name__})") from None
-    return picture
+    return originals.mark(picture, data)
