@@ -17,8 +17,8 @@ _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [("id", pa.string()), ("patient", pa.string())]
     + [(name, _DICTIONARY) for name in ("task", "modality", "source", "license", "split")]
-    # 64-bit hashes: of the whole row, the record it came from, its last picture's pixels.
-    + [(name, pa.uint64()) for name in ("content", "record", "picture")]
+    # 64-bit hashes: of the whole row, the record it came from, its last picture's pixels, and what was read for it.
+    + [(name, pa.uint64()) for name in ("content", "record", "picture", "origin")]
     # Of each turn: picture with question, and answer.
     + [(name, pa.list_(pa.uint64())) for name in ("asked", "answered")]
     # pHash and dHash of the last picture; 0 and 0 where it was not measured.
@@ -27,8 +27,8 @@ SCHEMA = pa.schema(
 )
 
 
-def row(sample: Sample) -> dict:
-    """A sample's row of `SCHEMA`."""
+def row(sample: Sample, origin: int = 0) -> dict:
+    """A sample's row of `SCHEMA`; `origin` is `corpus.fingerprint.fingerprint` of its record, 0 if it has none."""
     last = sample.images[-1] if sample.images else None
     texts = [part.text for part in sample.parts if part.text]
     turns = sample.turns if sample.task == "understanding" else []
@@ -36,6 +36,7 @@ def row(sample: Sample) -> dict:
     sides = [min(image.width, image.height) for image in sample.images]
     return {name: getattr(sample, name) for name in ("id", "patient", "task", "modality", "source", "license", "split")} | {
         "content": content(sample),
+        "origin": origin,
         "record": hash64(sample.record),
         "picture": int(last.sha256[:16], 16) if last else 0,
         "asked": [hash64(sample.images[0].sha256 + turn.question.casefold()) for turn in turns],

@@ -5,50 +5,48 @@ source is never half there. Taking it in again writes only what is new or change
 """
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from corpus import index, quality, shards
+from corpus.fingerprint import fingerprint
 from corpus.params import CorpusParams
 from corpus.record import Record, Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
-from infra.records import digest, utc_now
+from infra.records import digest, source_fingerprint, utc_now
 from infra.store import MissingObject, ObjectStore, PreconditionFailed
 
 Examined = list[Sample] | Rejection
 # How records become samples: one after the other, or on many cores; in order either way.
-Examine = Callable[[Iterable[Record | Rejection]], Iterator[tuple[Examined, int]]]
+Examine = Callable[[Iterable[Record]], Iterator[Examined]]
 OnProgress = Callable[[int], None]
 
 FORGOTTEN = "privacy/forgotten.json"
 
 
 def one_by_one(params: CorpusParams, salt: bytes) -> Examine:
-    """Examine records in this process; gives each outcome with the number of questions left out."""
-
-    def examine(records: Iterable[Record | Rejection]) -> Iterator[tuple[Examined, int]]:
-        for record in records:
-            if isinstance(record, Rejection):
-                yield record, 0
-            else:
-                yield quality.examine(record, params.quality, salt), record.left_out
-
-    return examine
+    """Examine records in this process."""
+    return lambda records: (quality.examine(record, params.quality, salt) for record in records)
 
 
-def add(name: str, records: Iterable[Record | Rejection], params: CorpusParams, store: ObjectStore, examine: Examine, on_progress: OnProgress = lambda seen: None) -> dict:
-    """Take a source in. Returns its record; an unchanged source gives the record that is there."""
+def add(
+    name: str, records: Iterable[Record | Rejection], params: CorpusParams, store: ObjectStore, salt: bytes, examine: Examine | None = None, on_progress: OnProgress = lambda seen: None
+) -> dict:
+    """Take a source in. Returns its record; an unchanged source gives the record that is there.
+
+    Run again after it was interrupted, it goes on with the shards that are written already.
+    """
     before = _current(store, name)
-    taken = _take_in(name, examine(records), _Known(before, store, forgotten(store)), params, store, on_progress)
-    listed = [s for s in before.get("shards", []) if s["shard"] in taken.still_used] + taken.written
-    counts = {"seen": taken.seen, "kept": taken.seen - len(taken.aside), "quarantined": len(taken.aside)}
-    return _publish(store, _settled(store, params, name, listed, taken.stale, taken.aside, {"records": counts, "questions_left_out": taken.left_out}), before)
+    reading = _Reading(name, before, params, store, salt)
+    reading.run(records, examine or one_by_one(params, salt), on_progress)
+    record = _publish(store, _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, reading.counts()), before)
+    store.delete(_journal(name))
+    return record
 
 
 def without_patient(record: dict, patient: str, params: CorpusParams, store: ObjectStore) -> tuple[dict, list[str]]:
@@ -63,7 +61,7 @@ def without_patient(record: dict, patient: str, params: CorpusParams, store: Obj
             continue
         gone = stale.pop(shard["shard"], [])
         stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient != patient and row not in gone]
-        listed += [_put_shard(store, record["name"], shards.make(stay[0].source, stay, params.shards))] if stay else []
+        listed += [_put_shard(store, record["name"], shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))] if stay else []
         old += [shard["key"], shard["index_key"]]
     if not old:
         return record, []
@@ -116,26 +114,27 @@ def remember_to_forget(patient: str, store: ObjectStore) -> None:
 
 
 class _Known:
-    """The rows a source has already: an unchanged sample is not written again."""
+    """The rows a source has already: what is there is neither examined nor written again."""
 
-    def __init__(self, record: dict, store: ObjectStore, forgotten: set[str]):
-        self.forgotten = forgotten
-        tables = [index.read(store.get(s["index_key"]), s["shard"]) for s in record.get("shards", [])]
-        self.table = index.join(tables)
-        self.contents = index.column(self.table, "content")
-        self.order = np.argsort(self.contents, kind="stable")
-        self.used = np.zeros(len(self.contents), dtype=bool)
+    def __init__(self, shards: list[dict], store: ObjectStore):
+        self.table = index.join([index.read(store.get(s["index_key"]), s["shard"]) for s in shards])
+        self.used = np.zeros(len(self.table), dtype=bool)
+        self._by = {name: _Lookup(index.column(self.table, name)) for name in ("origin", "content")}
+
+    def has_read(self, origin: int) -> bool:
+        """True, and its rows count from now on, if what this record was read from is known."""
+        rows = self._by["origin"].rows(origin) if origin else []
+        if not len(rows) or self.used[rows].any():
+            return False
+        self.used[rows] = True
+        return True
 
     def has(self, sample: Sample) -> bool:
-        """True, and the row counts from now on, if this very sample is there."""
-        wanted = np.uint64(index.content(sample))
-        place = np.searchsorted(self.contents, wanted, sorter=self.order)
-        while place < len(self.order) and self.contents[self.order[place]] == wanted:
-            if not self.used[self.order[place]]:
-                self.used[self.order[place]] = True
-                return True
-            place += 1
-        return False
+        """True, and its row counts from now on, if this very sample is there."""
+        rows = self._by["content"].rows(index.content(sample))
+        free = rows[~self.used[rows]]
+        self.used[free[:1]] = True
+        return bool(len(free))
 
     def stale(self) -> dict[str, list[int]]:
         """Rows no record has asked for, by shard."""
@@ -145,35 +144,108 @@ class _Known:
             stale.setdefault(shard, []).append(row)
         return stale
 
+    def mostly_stale(self) -> list[str]:
+        """Shards of which less than half still counts: their rest is better written anew."""
+        shards = self.table["shard"].combine_chunks()
+        rows, live = np.bincount(shards.indices), np.bincount(shards.indices, weights=self.used)
+        return [name for name, count, used in zip(shards.dictionary.to_pylist(), rows, live) if 0 < used < count / 2]
 
-@dataclass
-class _Taken:
-    """What a reading of a source gave."""
+    def take(self, shard: str, data: bytes) -> Iterator[tuple[Sample, int]]:
+        """The samples of a shard that count, with their origins; from now on they do not count there."""
+        place = index.column(self.table, "shard") == self.table["shard"].combine_chunks().dictionary.to_pylist().index(shard)
+        wanted = np.flatnonzero(place & self.used)
+        self.used[wanted] = False
+        samples, origins = list(shards.unpack(data)), index.column(self.table, "origin")
+        for row in wanted:
+            yield samples[index.column(self.table, "row")[row]], int(origins[row])
 
-    seen: int = 0
-    left_out: int = 0
-    aside: list[Rejection] = field(default_factory=list)
-    written: list[dict] = field(default_factory=list)
-    stale: dict[str, list[int]] = field(default_factory=dict)
-    still_used: set[str] = field(default_factory=set)
+    def shards_in_use(self) -> set[str]:
+        return set(self.table.filter(pa.array(self.used))["shard"].unique().to_pylist())
 
 
-def _take_in(name: str, examined: Iterator[tuple[Examined, int]], known: _Known, params: CorpusParams, store: ObjectStore, on_progress: OnProgress) -> _Taken:
-    taken, writer = _Taken(), shards.ShardWriter(params.shards)
-    for outcome, left_out in examined:
-        taken.seen, taken.left_out = taken.seen + 1, taken.left_out + left_out
-        if isinstance(outcome, Rejection):
-            taken.aside.append(outcome)
-        elif outcome[0].patient in known.forgotten:
-            taken.aside.append(Rejection(outcome[0].source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
-        else:
-            new = [sample for sample in outcome if not known.has(sample)]
-            taken.written += [_put_shard(store, name, shard) for shard in writer.add(new)]
-        on_progress(taken.seen)
-    taken.written += [_put_shard(store, name, shard) for shard in writer.finish()]
-    taken.stale = known.stale()
-    taken.still_used = set(known.table.filter(pa.array(known.used))["shard"].unique().to_pylist())
-    return taken
+class _Lookup:
+    """Rows by a 64-bit value."""
+
+    def __init__(self, values: np.ndarray):
+        self.order = np.argsort(values, kind="stable")
+        self.values = values[self.order]
+
+    def rows(self, value: int) -> np.ndarray:
+        first, last = np.searchsorted(self.values, np.uint64(value), "left"), np.searchsorted(self.values, np.uint64(value), "right")
+        return self.order[first:last]
+
+
+class _Reading:
+    """One reading of a source: what was seen, set aside and written."""
+
+    def __init__(self, name: str, before: dict, params: CorpusParams, store: ObjectStore, salt: bytes):
+        self.name, self.params, self.store = name, params, store
+        self.journalled = _journalled(store, name)
+        self.shards = before.get("shards", []) + [s for s in self.journalled if s not in before.get("shards", [])]
+        self.known, self.forgotten = _Known(self.shards, store), forgotten(store)
+        # The outcome for a record depends on these too: change one, and everything is looked at again.
+        self.key = digest({"quality": params.quality.model_dump(mode="json"), "salt": salt.hex(), "code": source_fingerprint("corpus")}).encode()
+        self.seen = self.left_out = 0
+        self.aside: list[Rejection] = []
+        self.written: list[dict] = []
+
+    def run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
+        writer, origins = shards.ShardWriter(self.params.shards), deque()
+        for outcome in examine(self._unknown(records, origins, on_progress)):
+            origin = origins.popleft()
+            if isinstance(outcome, Rejection):
+                self.aside.append(outcome)
+            elif outcome[0].patient in self.forgotten:
+                self.aside.append(Rejection(outcome[0].source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
+            else:
+                self._write(writer.add([sample for sample in outcome if not self.known.has(sample)], origin))
+        for shard in self.known.mostly_stale():
+            for sample, origin in self.known.take(shard, self._bytes(shard)):
+                self._write(writer.add([sample], origin))
+        self._write(writer.finish())
+
+    def _unknown(self, records: Iterable[Record | Rejection], origins: deque, on_progress: OnProgress) -> Iterator[Record]:
+        """The records that must be examined; their origins are lined up for the outcomes."""
+        for item in records:
+            self.seen += 1
+            on_progress(self.seen)
+            if isinstance(item, Rejection):
+                self.aside.append(item)
+                continue
+            self.left_out += item.left_out
+            record, origin = fingerprint(item, self.key)
+            if not self.known.has_read(origin):
+                origins.append(origin)
+                yield record
+
+    def _write(self, finished: list[shards.Shard]) -> None:
+        for shard in finished:
+            self.written.append(_put_shard(self.store, self.name, shard))
+            self.store.put_json(_journal(self.name), self.journalled + self.written)
+
+    def _bytes(self, shard: str) -> bytes:
+        return self.store.get(next(s["key"] for s in self.shards if s["shard"] == shard))
+
+    def listed(self) -> list[dict]:
+        """The shards the source now consists of."""
+        used = self.known.shards_in_use()
+        return [s for s in self.shards if s["shard"] in used] + self.written
+
+    def counts(self) -> dict:
+        records = {"seen": self.seen, "kept": self.seen - len(self.aside), "quarantined": len(self.aside)}
+        return {"records": records, "questions_left_out": self.left_out}
+
+
+def _journal(name: str) -> str:
+    return f"intake/{name}/journal.json"
+
+
+def _journalled(store: ObjectStore, name: str) -> list[dict]:
+    """Shards of a reading that did not come to its end."""
+    try:
+        return store.get_json(_journal(name))
+    except MissingObject:
+        return []
 
 
 def _put_shard(store: ObjectStore, name: str, shard: shards.Shard) -> dict:

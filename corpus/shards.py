@@ -32,13 +32,13 @@ class ShardWriter:
 
     def __init__(self, params: ShardParams):
         self.params = params
-        self._waiting: dict[str, list[Sample]] = defaultdict(list)
+        self._waiting: dict[str, list[tuple[Sample, int]]] = defaultdict(list)
         self._bytes: dict[str, int] = defaultdict(int)
 
-    def add(self, samples: Iterable[Sample]) -> list[Shard]:
+    def add(self, samples: Iterable[Sample], origin: int = 0) -> list[Shard]:
         """Take in the samples of a record; returns the shard they completed, if any."""
         for sample in samples:
-            self._waiting[sample.source].append(sample)
+            self._waiting[sample.source].append((sample, origin))
             # A row without pictures takes room as well.
             self._bytes[sample.source] += 512 + sum(len(image.data) for image in sample.images)
         full = sum(self._bytes.values()) >= self.params.target_bytes
@@ -60,11 +60,11 @@ def write(records: Iterable[Iterable[Sample]], params: ShardParams) -> list[Shar
     return finished + writer.finish()
 
 
-def make(source: str, samples: list[Sample], params: ShardParams) -> Shard:
-    """A shard of these samples."""
-    data = to_parquet([sample.to_row() for sample in samples], SCHEMA, params.row_group)
+def make(source: str, samples: list[tuple[Sample, int]], params: ShardParams) -> Shard:
+    """A shard of these samples, each with its record's origin."""
+    data = to_parquet([sample.to_row() for sample, _ in samples], SCHEMA, params.row_group)
     name = f"{source}/{hashlib.sha256(data).hexdigest()[:16]}"
-    return Shard(name, data, index.to_bytes([index.row(sample) for sample in samples]), len(samples))
+    return Shard(name, data, index.to_bytes([index.row(*sample) for sample in samples]), len(samples))
 
 
 def to_parquet(rows: list[dict], schema: pa.Schema, row_group: int = 1024) -> bytes:

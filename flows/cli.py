@@ -242,6 +242,7 @@ def data_add(
     split: Annotated[str | None, typer.Option(help="train, val or test, where the files name none.")] = None,
     columns: Annotated[list[str] | None, typer.Option(help="our=theirs: a Parquet table's name of a column; may be given again.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; the file's own by default.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Cores of the cluster that examine the records; 0 for all, 1 for this process alone.")] = 0,
     json: Json = False,
 ) -> None:
     """Take in pictures with what is known of them. What cannot be used is kept aside with its reason."""
@@ -257,7 +258,7 @@ def data_add(
     from ray_jobs.ingest import add_source
 
     said = {"license": license, "modality": modality, "attribution": attribution, "split": split, "columns": named, "image_root": image_root}
-    record = add_source(path, name, format, lambda seen: console.progress(f"{seen} records") if seen % 500 == 0 else None, **said)
+    record = add_source(path, name, format, workers, console.counter("records"), **said)
     told = f"{record['name']}: {record['how']}; {record['records']['seen']} records seen, {record['records']['kept']} kept, {record['records']['quarantined']} kept aside"
     console.show(record, json, lambda: told + f"\n{record['samples']['kept']} samples; kept aside: {record['reasons'] or 'nothing'}")
 

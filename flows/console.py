@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 
 import typer
@@ -12,6 +13,21 @@ JSON = typer.Option("--json", help="Print the result as JSON.")
 
 def progress(line: str) -> None:
     typer.echo(line, err=True)
+
+
+def counter(what: str, every_s: float = 2.0) -> Callable[[int, int | None], None]:
+    """Progress of a count, told every now and then with its rate and what is left."""
+    begun = told = time.monotonic()
+
+    def on_progress(seen: int, of: int | None) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told < every_s:
+            return
+        told, rate = now, seen / (now - begun)
+        progress(f"{seen:,} {what}, {rate:,.0f} a second" + (f", eta {(of - seen) / rate:.0f} s" if of else ""))
+
+    return on_progress
 
 
 def show(result: object, as_json: bool, human: Callable[[], str]) -> None:

@@ -4,6 +4,8 @@ The flow runs the same command in its own clone of the repository.
 """
 
 import argparse
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from corpus import intake, release
@@ -11,7 +13,11 @@ from corpus.readers import formats
 from corpus.readers.source import Source
 from infra.settings import get_settings
 from infra.store import corpus_store
+from ray_jobs.examination import on_cluster
 from ray_jobs.params import load_params
+
+OnProgress = Callable[[int, int | None], None]
+COUNT_S = 5.0
 
 
 def build_release(sources: Path, out: Path, params_file: Path) -> dict:
@@ -20,11 +26,13 @@ def build_release(sources: Path, out: Path, params_file: Path) -> dict:
     return release.build(release.read_sources(sources), out, params.corpus, corpus_store(), salt())
 
 
-def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, on_progress=lambda seen: None, **said) -> dict:
+def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress = lambda seen, of: None, **said) -> dict:
     """Take a file or folder in; returns the source's record.
 
     Args:
         format: see `corpus.readers.FORMATS`.
+        workers: cores of the cluster that examine records; 0 for all, 1 for this process alone.
+        on_progress: called with the records seen, and their number where it could be counted soon.
         said: what the person who adds it says of it, by the names of `Source`.
 
     Raises:
@@ -35,7 +43,19 @@ def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, 
     folder = path.resolve()
     label = name or (folder.name if folder.is_dir() else folder.parent.name)
     source = Source(folder, label.lower().replace(" ", "-"), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt(), **said)
-    return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), intake.one_by_one(params.corpus, salt()), on_progress)
+    count = _count(source, format)
+    examine = intake.one_by_one(params.corpus, salt()) if workers == 1 else on_cluster(params.corpus, salt(), workers)
+    return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), salt(), examine, lambda seen: on_progress(seen, count))
+
+
+def _count(source: Source, format: str) -> int | None:
+    """The records of a source, unless counting them takes long."""
+    end = time.monotonic() + COUNT_S
+    count = 0
+    for count, _ in enumerate(formats.read(source, format), start=1):
+        if time.monotonic() > end:
+            return None
+    return count
 
 
 def salt() -> bytes:

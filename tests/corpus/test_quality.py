@@ -18,7 +18,7 @@ GOOD = {"modality": "CT", "license": "CC0-1.0", "split": "train", "caption": "CT
 
 def take_in(path, name):
     source = Source(path, name)
-    return intake.add(name, records.read(source), CorpusParams(), corpus_store(), intake.one_by_one(CorpusParams(), b"salt"))
+    return intake.add(name, records.read(source), CorpusParams(), corpus_store(), b"salt")
 
 
 @pytest.fixture(scope="module")

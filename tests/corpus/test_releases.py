@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from corpus import changes, index, intake, release, shards
+from corpus import changes, index, intake, quality, release, shards
 from corpus.params import CorpusParams
 from corpus.patients import patient_key
+from corpus.readers.pictures import PictureBytes
 from corpus.record import Record
 from corpus.sample import Turn
 from infra.store import corpus_store
@@ -22,12 +23,18 @@ PARAMS = CorpusParams.model_validate(
 SPLITS = ("train", "train", "val", "test")
 
 
+def encoded(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def record(number: int, seed: int | None = None, **known) -> Record:
     pixels = np.random.default_rng(number if seed is None else seed).integers(0, 255, (40, 40), dtype=np.uint8)
     fields = {
         "id": f"r{number:03d}",
         "where": f"line {number}",
-        "images": (lambda: Image.fromarray(pixels),),
+        "images": (PictureBytes(encoded(pixels), 10**6),),
         "modality": "CT",
         "source": "made",
         "license": "CC0-1.0",
@@ -41,7 +48,7 @@ def record(number: int, seed: int | None = None, **known) -> Record:
 
 
 def take_in(name: str, records) -> dict:
-    return intake.add(name, iter(records), PARAMS, corpus_store(), intake.one_by_one(PARAMS, SALT))
+    return intake.add(name, iter(records), PARAMS, corpus_store(), SALT)
 
 
 def entry(taken: dict) -> dict:
@@ -74,6 +81,40 @@ def test_a_changed_source_writes_what_changed_alone(taken):
     assert found.examples["removed"] == ["made/r030#u", "made/r030#g"]
     back = take_in(taken["name"], map(record, range(120)))
     assert changes.compare(live(taken), live(back)).unchanged == 240
+
+
+def test_an_unchanged_record_is_not_decoded_again(taken):
+    again = intake.add(taken["name"], (record(n) for n in range(120)), PARAMS, corpus_store(), SALT, lambda records: pytest.fail("examined") if list(records) else iter(()))
+    assert again["how"] == "up to date"
+
+
+def test_an_interrupted_reading_goes_on_where_it_was(s3):
+    def until(stop: int):
+        for n in range(stop):
+            yield record(n)
+        raise KeyboardInterrupt
+
+    examined = []
+
+    def noted(records):
+        for r in records:
+            examined.append(r.id)
+            yield quality.examine(r, PARAMS.quality, SALT)
+
+    with pytest.raises(KeyboardInterrupt):
+        intake.add("interrupted", until(119), PARAMS, corpus_store(), SALT)
+    assert "interrupted" not in {s["name"] for s in intake.sources(corpus_store())}
+    after = intake.add("interrupted", map(record, range(120)), PARAMS, corpus_store(), SALT, noted)
+    assert after["samples"]["kept"] == 240 and 0 < len(examined) < 60
+    undisturbed = take_in("undisturbed", map(record, range(120)))
+    assert changes.compare(live(undisturbed), live(after)).unchanged == 240
+
+
+def test_a_shard_that_hardly_counts_is_written_anew(taken):
+    few = [n for n in range(120) if n % 3 == 0]
+    again = take_in(taken["name"], map(record, few))
+    assert again["samples"]["kept"] == 2 * len(few) == sum(s["rows"] for s in again["shards"])
+    assert take_in(taken["name"], map(record, few))["how"] == "up to date"
 
 
 def test_the_order_of_records_decides_nothing_but_the_order(taken):

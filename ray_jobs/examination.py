@@ -1,0 +1,41 @@
+"""Examining records on all cores of the cluster, in the order in which they were read."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from corpus import quality
+from corpus.intake import Examine, Examined
+from corpus.params import CorpusParams
+from corpus.record import Record
+
+BATCH = 32
+
+
+def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
+    """Examine on this many cores, or all of them for 0. At most two batches a core are under way, so memory stays bounded."""
+    import ray
+
+    from infra.settings import get_settings
+
+    if not ray.is_initialized():
+        get_settings().export()
+        ray.init(address="auto", log_to_driver=False)
+    cores = workers or int(ray.cluster_resources().get("CPU", 1))
+    task = ray.remote(num_cpus=1, max_retries=3)(_examine_batch)
+    known = ray.put((params.quality, salt))
+
+    def examine(records: Iterable[Record]) -> Iterator[Examined]:
+        stream, under_way = iter(records), deque()
+        while batch := list(islice(stream, BATCH)):
+            under_way.append(task.remote(batch, known))
+            if len(under_way) >= 2 * cores:
+                yield from ray.get(under_way.popleft())
+        while under_way:
+            yield from ray.get(under_way.popleft())
+
+    return examine
+
+
+def _examine_batch(records: list[Record], known: tuple) -> list[Examined]:
+    return [quality.examine(record, *known) for record in records]
