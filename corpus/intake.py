@@ -7,6 +7,7 @@ source is never half there. Taking it in again writes only what is new or change
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -188,8 +189,15 @@ class _Reading:
         self.seen = self.left_out = 0
         self.aside: list[Rejection] = []
         self.written: list[dict] = []
+        self._sending: Future | None = None
 
     def run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
+        """Take everything in. Shards are sent while the next records are examined."""
+        with ThreadPoolExecutor(1, "shards") as self._sender:
+            self._run(records, examine, on_progress)
+            self._sent()
+
+    def _run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
         writer, origins = shards.ShardWriter(self.params.shards), deque()
         for outcome in examine(self._unknown(records, origins, on_progress)):
             origin = origins.popleft()
@@ -220,8 +228,18 @@ class _Reading:
 
     def _write(self, finished: list[shards.Shard]) -> None:
         for shard in finished:
-            self.written.append(_put_shard(self.store, self.name, shard))
-            self.store.put_json(_journal(self.name), self.journalled + self.written)
+            # One at a time is under way: a store that is slow or gone holds the reading up, rather than memory.
+            self._sent()
+            self._sending = self._sender.submit(self._send, shard)
+
+    def _send(self, shard: shards.Shard) -> None:
+        self.written.append(_put_shard(self.store, self.name, shard))
+        self.store.put_json(_journal(self.name), self.journalled + self.written)
+
+    def _sent(self) -> None:
+        """Wait for the shard under way; raises what went wrong with it."""
+        if self._sending:
+            self._sending.result()
 
     def _bytes(self, shard: str) -> bytes:
         return self.store.get(next(s["key"] for s in self.shards if s["shard"] == shard))

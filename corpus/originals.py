@@ -9,7 +9,8 @@ import re
 from PIL import Image as Pillow
 
 _SOI, _EOI, _SOS, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
-_NEXT_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
+_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_WITHIN_SCAN = {b"\x00", *(bytes((code,)) for code in range(0xD0, 0xD8))}
 # A picture's colours may be told from these two alone; of each only the standard's own bytes stay.
 _JFIF, _ADOBE = b"JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00", 12
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -49,7 +50,7 @@ def _png(data: bytes) -> bytes | None:
 def _jpeg(data: bytes) -> bytes | None:
     """Tables, frames and scans, up to the end marker."""
     kept, at = [data[:2]], 2
-    while found := _NEXT_MARKER.match(data, at):
+    while found := _MARKER.match(data, at):
         code, at = found.group(1)[0], found.end()
         if code == _EOI:
             return b"".join([*kept, b"\xff\xd9"])
@@ -63,9 +64,16 @@ def _jpeg(data: bytes) -> bytes | None:
             continue
         kept += [bytes((0xFF, code)), (len(segment) + 2).to_bytes(2, "big"), segment]
         if code == _SOS:
-            scan_end = _NEXT_MARKER.search(data, at)
-            if scan_end is None:
-                return None
-            kept.append(data[at : scan_end.start()])
-            at = scan_end.start()
+            end = _end_of_scan(data, at)
+            kept.append(data[at:end])
+            at = end
     return None
+
+
+def _end_of_scan(data: bytes, at: int) -> int:
+    """Where the next marker begins that is neither a stuffed byte nor a restart; the end of the data if there is none."""
+    while (at := data.find(b"\xff", at)) >= 0:
+        if data[at + 1 : at + 2] not in _WITHIN_SCAN:
+            return at
+        at += 2
+    return len(data)

@@ -51,18 +51,19 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     suspect = _is_suspect(record, modality, params.burned_in)
     try:
         cleaned = [clean(opener(), params, suspect) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
-        _require_content(cleaned[0][0], params)
+        measured = [measures(picture) for picture, _ in cleaned]
+        _require_content(cleaned[0][0], measured[0]["entropy"], params)
     except Unreadable as error:
         return reject(error.reason, str(error))
     noted = next((mode for _, mode in cleaned if mode), "")
     known["labels"] = record.labels | ({"converted_from": noted} if noted else {})
-    return _samples(record, [picture for picture, _ in cleaned], turns, caption, instruction, known)
+    return _samples(record, [picture for picture, _ in cleaned], measured, turns, caption, instruction, known)
 
 
-def _samples(record: Record, pictures: list[Pillow.Image], turns: list[Turn], caption: str | None, instruction: str | None, known: dict) -> list[Sample]:
+def _samples(record: Record, pictures: list[Pillow.Image], measured: list[dict], turns: list[Turn], caption: str | None, instruction: str | None, known: dict) -> list[Sample]:
     """A sample for each task the record serves; the target, if there is one, is the last picture."""
     images = tuple(Image.encode(picture, lossy=picture.width * picture.height > 128 * 128) for picture in pictures)
-    seen, measured, made = images[: len(record.images)], [measures(picture) for picture in pictures], []
+    seen, made = images[: len(record.images)], []
     if turns:
         made.append(("u", "understanding", tasks.understanding(turns, len(seen)), seen, measured[len(seen) - 1]))
     if caption:
@@ -110,9 +111,9 @@ def _windowed(picture: Pillow.Image, percentiles: tuple[float, float]) -> Pillow
     return Pillow.fromarray((np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8))
 
 
-def _require_content(picture: Pillow.Image, params: QualityParams) -> None:
+def _require_content(picture: Pillow.Image, entropy: float, params: QualityParams) -> None:
     """Raises Unreadable for a picture of one tone, or a strip."""
-    if picture.entropy() < params.min_entropy:
+    if entropy < params.min_entropy:
         raise Unreadable("blank", f"its grey levels carry less than {params.min_entropy} bits")
     long, short = max(picture.size), min(picture.size)
     if long > params.max_aspect * short:
@@ -125,9 +126,11 @@ def measures(picture: Pillow.Image) -> dict:
     They are the field's pHash (signs of the 8x8 lowest DCT coefficients of a 32x32 reduction about their median) and
     dHash (is a cell of a 9x8 reduction brighter than its left neighbour?), as the package imagehash computes them.
     """
-    grey = picture if picture.mode == "L" else picture.convert("L")
-    cells = np.asarray(grey.resize((32, 32), Pillow.Resampling.LANCZOS, reducing_gap=3.0), dtype=np.float32)
+    # A large picture is first made smaller, cheaply: every measure is of its gross features.
+    small = picture.reduce(max(1, min(picture.size) // 64))
+    grey = small if small.mode == "L" else small.convert("L")
+    cells = np.asarray(grey.resize((32, 32), Pillow.Resampling.LANCZOS), dtype=np.float32)
     low = _LOW_FREQUENCIES @ cells @ _LOW_FREQUENCIES.T
-    steps = np.asarray(grey.resize((9, 8), Pillow.Resampling.LANCZOS, reducing_gap=3.0))
+    steps = np.asarray(grey.resize((9, 8), Pillow.Resampling.LANCZOS))
     bits = np.concatenate([(low > np.median(low)).ravel(), (steps[:, 1:] > steps[:, :-1]).ravel()])
     return {"entropy": round(grey.entropy(), 4), "look": np.packbits(bits).tobytes().hex()}

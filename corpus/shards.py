@@ -5,6 +5,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,8 +72,19 @@ def to_parquet(rows: list[dict], schema: pa.Schema, row_group: int = 1024) -> by
     """Rows as a Parquet file; only words are worth a dictionary."""
     buffer = io.BytesIO()
     words = [name for name in schema.names if schema.field(name).type == pa.string()]
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, row_group_size=row_group, compression="zstd", use_dictionary=words)
+    # Pictures are compressed already.
+    codecs = {path: "NONE" if path.endswith(".data") else "ZSTD" for path in _leaves(schema)}
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, row_group_size=row_group, compression=codecs, use_dictionary=words)
     return buffer.getvalue()
+
+
+@cache
+def _leaves(schema: pa.Schema) -> tuple[str, ...]:
+    """Paths of the schema's leaf columns, as Parquet names them."""
+    buffer = io.BytesIO()
+    pq.write_table(schema.empty_table(), buffer)
+    columns = pq.ParquetFile(buffer).schema
+    return tuple(columns.column(i).path for i in range(len(columns)))
 
 
 def unpack(data: bytes) -> Iterator[Sample]:

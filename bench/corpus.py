@@ -1,0 +1,196 @@
+"""The corpus's speed: `python -m bench.corpus`.
+
+Taking in is measured beside the bare loop that decodes and hashes the same files; a release beside `dvc add` and
+`dvc push` of the same pictures as files to the same store. A real object store runs for as long as the benchmark does.
+"""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from bench.rows import Row, report
+
+MODALITIES, SPLITS = ("CT", "MRI", "CXR"), ("train", "train", "train", "val", "test")
+DVC = "dvc add, dvc push of files"
+
+
+def measure(quick: bool) -> list[Row]:
+    """All rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _with_store(Path(folder), lambda: [*taking_in(Path(folder) / "few", 60 if quick else 3000), *releasing(Path(folder), 300 if quick else 20_000)])
+
+
+def _with_store(folder: Path, work: Callable[[], list[Row]]) -> list[Row]:
+    """Run `work` with an object store of its own."""
+    params = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    params["corpus"] = {"phantoms": {"patients_per_modality": 10}, "expectations": {"modalities": list(MODALITIES), "min_per_modality": 10, "min_per_split": 5}}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    os.environ |= {"UNIMED_STATE_DIR": str(folder / "state"), "UNIMED_PARAMS_FILE": str(folder / "params.yaml")}
+    from infra.settings import get_settings
+    from infra.stack import Stack
+
+    get_settings.cache_clear()
+    try:
+        Stack().up(services=["s3"])
+        get_settings().export()
+        return work()
+    finally:
+        Stack().down()
+
+
+def make_pictures(folder: Path, numbers: range | list[int], salt: int = 0) -> None:
+    """JPEG files of about 8 KB that look alike to nobody, and records.jsonl of all pictures in the folder."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        (folder / "images" / f"{number:06d}.jpg").write_bytes(_jpeg(number, salt))
+    names = sorted(path.name for path in (folder / "images").iterdir())
+    (folder / "records.jsonl").write_text("".join(json.dumps(_record(name)) + "\n" for name in names))
+
+
+def _jpeg(number: int, salt: int) -> bytes:
+    rng = np.random.default_rng((number, salt))
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 9), dtype=np.uint8)).resize((160, 160), Image.Resampling.BICUBIC)
+    pixels = np.asarray(coarse, dtype=np.int16) + rng.integers(-12, 13, (160, 160), dtype=np.int16)
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _record(name: str) -> dict:
+    number = int(name[:6])
+    known = {"modality": MODALITIES[number % 3], "license": "CC0-1.0", "split": SPLITS[number % 5], "source": "made"}
+    return {"id": name[:6], "image": f"images/{name}", "caption": f"Picture number {number}.", **known}
+
+
+def taking_in(folder: Path, count: int) -> list[Row]:
+    """Samples a second: read, checked, hashed and written, on one core."""
+    from ray_jobs.ingest import add_source
+
+    make_pictures(folder, range(count))
+
+    def ours(turn: int) -> float:
+        return _seconds(lambda: add_source(folder, f"few-{turn}"))
+
+    def bare() -> float:
+        return _seconds(lambda: [_decode_and_hash(path) for path in sorted((folder / "images").iterdir())])
+
+    bare(), ours(0)
+    turns = [(ours(turn), bare()) for turn in (1, 2, 3)]
+    mine, other = (sorted(column)[1] for column in zip(*turns))
+    return [Row("taking in, one core", count / mine, "samples/s", "decode + SHA-256 loop", count / other, goal=0.9)]
+
+
+def _decode_and_hash(path: Path) -> str:
+    picture = Image.open(path)
+    picture.load()
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def releasing(folder: Path, count: int) -> list[Row]:
+    """First release, one without a change, and one after a change of 1 %, beside DVC on the files."""
+    from flows.release_corpus import make_release
+    from infra.store import corpus_store
+    from ray_jobs.ingest import add_source
+
+    source = folder / "many"
+    make_pictures(source, range(count))
+    store, quiet = corpus_store(), lambda line: None
+
+    def release() -> float:
+        return _seconds(lambda: make_release(force=False, on_line=quiet))
+
+    release()  # the built-in sources, the clone of the repository
+    add_source(source, "many")
+    begun = _stored(store)
+    first, first_bytes = release(), _stored(store)
+    idle = release()
+    dvc = _Files(folder, source)
+    dvc_first, dvc_idle = dvc.add_and_push(), dvc.add_and_push()
+    _change(source, count)
+    taken = _stored(store)
+    add_source(source, "many")
+    changed_in = _stored(store) - taken
+    changed, changed_bytes = release(), _stored(store) - taken - changed_in
+    dvc_changed = dvc.add_and_push()
+    uploaded = first_bytes - begun
+    return [
+        Row(f"first release of {count:,} pictures", 1 / first, "1/s", DVC, 1 / dvc_first, goal=3.0),
+        Row("release without a change", 1 / idle, "1/s", DVC, 1 / dvc_idle, goal=2.0),
+        Row("release after a change of 1 %", 1 / changed, "1/s", DVC, 1 / dvc_changed, goal=1.0),
+        Row("bytes of the first release per byte after 1 %", uploaded / changed_bytes, "x", "3 % of the bytes", 1 / 0.03, goal=1.0),
+        Row("first release's time per time that 1 % adds", first / max(changed - idle, 1e-9), "x", "10 % of the time", 10.0, goal=1.0),
+    ]
+
+
+def _stored(store) -> int:
+    return sum(entry.size for entry in store.list())
+
+
+def _change(source: Path, count: int) -> None:
+    """Edit, add and remove a third of a percent each, at random."""
+    chosen = np.random.default_rng(0).permutation(count)
+    each = max(1, count // 300)
+    for number in chosen[:each]:
+        (source / "images" / f"{number:06d}.jpg").unlink()
+    make_pictures(source, [*chosen[each : 2 * each].tolist(), *range(count, count + each)], salt=1)
+
+
+class _Files:
+    """The same pictures as files in a DVC repository of their own."""
+
+    def __init__(self, folder: Path, source: Path):
+        from infra.settings import get_settings
+
+        settings = get_settings()
+        self.path = folder / "files"
+        self.path.mkdir()
+        self.environment = os.environ | settings.process_environment()
+        self._run("git", "init", "-q")
+        self._dvc("init", "-q")
+        self._dvc("remote", "add", "-d", "s3", f"s3://{settings.bucket_corpus}/peer")
+        self._dvc("remote", "modify", "s3", "endpointurl", settings.s3_endpoint)
+        self.source = source
+
+    def add_and_push(self) -> float:
+        self._copy()
+        return _seconds(lambda: (self._dvc("add", "-q", "images"), self._dvc("push", "-q", "-j", "16")))
+
+    def _copy(self) -> None:
+        there = self.path / "images"
+        there.mkdir(exist_ok=True)
+        names = {path.name for path in (self.source / "images").iterdir()}
+        for path in there.iterdir():
+            if path.name not in names:
+                path.unlink()
+        for path in (self.source / "images").iterdir():
+            target = there / path.name
+            if not target.exists() or target.read_bytes() != path.read_bytes():
+                shutil.copy(path, target)
+
+    def _dvc(self, *arguments: str) -> None:
+        self._run(sys.executable, "-m", "dvc", *arguments)
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(command, cwd=self.path, env=self.environment, check=True, capture_output=True, timeout=900)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    report(__doc__, measure)
