@@ -70,7 +70,8 @@ def to_bytes(rows: list[dict]) -> bytes:
 
 def read(data: bytes, shard: str, removed: Sequence[int] = ()) -> pa.Table:
     """The index of a shard with the place of each row, less the rows that were removed."""
-    table = pq.read_table(io.BytesIO(data), schema=SCHEMA)
+    # Without threads: one that still starts up while Python ends aborts the process.
+    table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
     rows = np.arange(len(table), dtype=np.int32)
     table = table.append_column("shard", pa.repeat(pa.scalar(shard), len(table)).dictionary_encode())
     table = table.append_column("row", pa.array(rows))

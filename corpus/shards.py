@@ -89,7 +89,7 @@ def _leaves(schema: pa.Schema) -> tuple[str, ...]:
 
 def unpack(data: bytes) -> Iterator[Sample]:
     """The samples of a shard."""
-    for row in pq.read_table(io.BytesIO(data)).to_pylist():
+    for row in pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist():
         yield Sample.from_row(row)
 
 
@@ -99,4 +99,4 @@ def quarantine_bytes(rejections: Iterable[Rejection]) -> bytes:
 
 
 def read_quarantine(data: bytes) -> list[Rejection]:
-    return [Rejection(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist()]
+    return [Rejection(**row) for row in pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()]

@@ -97,7 +97,7 @@ def read_window(since: datetime, model_version: str | None = None, store: Object
     days = {f"{PREFIX}/date={day:%Y-%m-%d}/" for day in pd.date_range(since.date(), datetime.now(UTC).date())}
     keys = [entry.key for day in sorted(days) for entry in store.list(day)]
     recent = [key for key in keys if int(key.rsplit("/", 1)[1].split("-")[0]) >= since.timestamp() * 1000]
-    frames = [pq.read_table(io.BytesIO(store.get(key))).to_pandas() for key in recent]
+    frames = [pq.ParquetFile(io.BytesIO(store.get(key))).read(use_threads=False).to_pandas() for key in recent]
     if not frames:
         return pd.DataFrame(columns=schema().names)
     rows = pd.concat(frames, ignore_index=True).sort_values("time", ignore_index=True)
