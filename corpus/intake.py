@@ -62,7 +62,7 @@ def without_patient(record: dict, patient: str, params: CorpusParams, store: Obj
             continue
         gone = stale.pop(shard["shard"], [])
         stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient != patient and row not in gone]
-        listed += [_put_shard(store, record["name"], shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))] if stay else []
+        listed += [shards.put(store, f"intake/{record['name']}", shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))] if stay else []
         old += [shard["key"], shard["index_key"]]
     if not old:
         return record, []
@@ -233,7 +233,7 @@ class _Reading:
             self._sending = self._sender.submit(self._send, shard)
 
     def _send(self, shard: shards.Shard) -> None:
-        self.written.append(_put_shard(self.store, self.name, shard))
+        self.written.append(shards.put(self.store, f"intake/{self.name}", shard))
         self.store.put_json(_journal(self.name), self.journalled + self.written)
 
     def _sent(self) -> None:
@@ -264,14 +264,6 @@ def _journalled(store: ObjectStore, name: str) -> list[dict]:
         return store.get_json(_journal(name))
     except MissingObject:
         return []
-
-
-def _put_shard(store: ObjectStore, name: str, shard: shards.Shard) -> dict:
-    keys = {"key": f"intake/{name}/{shard.name}.parquet", "index_key": f"intake/{name}/{shard.name}.index.parquet"}
-    for key, data in zip(keys.values(), (shard.data, shard.index)):
-        if not store.exists(key):
-            store.put(key, data)
-    return {"shard": shard.name, **keys, "rows": shard.rows, "bytes": len(shard.data)}
 
 
 def _put_json(store: ObjectStore, name: str, kind: str, content: dict) -> str:

@@ -68,7 +68,7 @@ class ReleaseReader:
         raise IndexError(entry.row)
 
     def _load_group(self, shard: int, group: int) -> list[Sample]:
-        rows = pq.ParquetFile(self._paths[shard]).read_row_group(group).to_pylist()
+        rows = pq.ParquetFile(self._paths[shard]).read_row_group(group, use_threads=False).to_pylist()
         return [Sample.from_row(row) for row in rows]
 
 

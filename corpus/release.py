@@ -21,8 +21,8 @@ from corpus.readers import package_images
 from corpus.record import Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
-from infra.records import write_atomic, write_json_atomic
-from infra.store import ObjectStore
+from infra.records import digest, source_fingerprint, write_atomic, write_json_atomic
+from infra.store import MissingObject, ObjectStore
 
 CARD, QUARANTINE, VALIDATION, REMOVED = "card.json", "quarantine.parquet", "validation.json", "removed.json"
 BUILT_IN = ("unimed-mini", "package-images")
@@ -83,11 +83,25 @@ def build(sources: list[dict], out: Path, params: CorpusParams, store: ObjectSto
 
 def _read(source: dict, params: CorpusParams, store: ObjectStore, salt: bytes) -> tuple[list[_Part], list[Rejection]]:
     if source["name"] in BUILT_IN:
-        aside: list[Rejection] = []
-        made = shards.write(_built_in(source["name"], params, salt, aside), params.shards)
-        return [_Part(s.name, index.read(s.index, s.name), (), lambda s=s: (s.data, s.index)) for s in made], aside
+        source = _kept(source["name"], params, store, salt)
     removed = json.loads(store.get(source["removed"]))
     return [_taken_in(s, tuple(removed.get(s["shard"], ())), store) for s in source["shards"]], shards.read_quarantine(store.get(source["quarantine"]))
+
+
+def _kept(name: str, params: CorpusParams, store: ObjectStore, salt: bytes) -> dict:
+    """A built-in source as one taken in: made once for these parameters, salt and code, then kept in the store."""
+    inputs = {"params": params.model_dump(mode="json", exclude={"expectations"}), "salt": salt.hex(), "code": source_fingerprint("corpus")}
+    key = f"built-in/{name}-{digest(inputs)[:16]}"
+    try:
+        return store.get_json(f"{key}.json")
+    except MissingObject:
+        aside: list[Rejection] = []
+        made = [shards.put(store, key, shard) for shard in shards.write(_built_in(name, params, salt, aside), params.shards)]
+        store.put(f"{key}/removed.json", b"{}")
+        store.put(f"{key}/quarantine.parquet", shards.quarantine_bytes(aside))
+        source = {"name": name, "shards": made, "removed": f"{key}/removed.json", "quarantine": f"{key}/quarantine.parquet"}
+        store.put_json(f"{key}.json", source)
+        return source
 
 
 def _taken_in(shard: dict, removed: tuple[int, ...], store: ObjectStore) -> _Part:

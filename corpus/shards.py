@@ -14,6 +14,7 @@ from corpus import index
 from corpus.params import ShardParams
 from corpus.record import Rejection
 from corpus.sample import SCHEMA, Sample
+from infra.store import ObjectStore
 
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "where", "reason", "detail")])
 
@@ -66,6 +67,15 @@ def make(source: str, samples: list[tuple[Sample, int]], params: ShardParams) ->
     data = to_parquet([sample.to_row() for sample, _ in samples], SCHEMA, params.row_group)
     name = f"{source}/{hashlib.sha256(data).hexdigest()[:16]}"
     return Shard(name, data, index.to_bytes([index.row(*sample) for sample in samples]), len(samples))
+
+
+def put(store: ObjectStore, prefix: str, shard: Shard) -> dict:
+    """Keep a shard and its index under a prefix, unless they are there; returns their entry {shard, key, index_key, rows, bytes}."""
+    keys = {"key": f"{prefix}/{shard.name}.parquet", "index_key": f"{prefix}/{shard.name}.index.parquet"}
+    for key, data in zip(keys.values(), (shard.data, shard.index)):
+        if not store.exists(key):
+            store.put(key, data)
+    return {"shard": shard.name, **keys, "rows": shard.rows, "bytes": len(shard.data)}
 
 
 def to_parquet(rows: list[dict], schema: pa.Schema, row_group: int = 1024) -> bytes:
