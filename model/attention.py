@@ -32,13 +32,15 @@ class Layout:
 
     `slots` [N] are places in all blocks laid end to end, None where the tokens already lie so.
     `n_und` tokens belong to the understanding expert and come first, the rest to the generation expert.
-    With `freeze_und` no gradient passes through anything the understanding expert computed.
+    With `freeze_und` no gradient passes through anything the understanding expert computed. Where `sparse` is given,
+    attention is block-sparse over all tokens as they are (`sparse_attention.py`), and there are no blocks.
     """
 
     blocks: Sequence[Block]
     slots: Tensor | None
     n_und: int
     freeze_und: bool = False
+    sparse: object | None = None
 
 
 class AttentionRules:
@@ -146,6 +148,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: KVCache | Non
 
     With a cache, k and v are stored from column `start` on and everything before is attended to as well.
     """
+    if layout.sparse is not None:
+        from model import sparse_attention
+
+        return sparse_attention.attend(q, k, v, layout.sparse)
     out = []
     for block, q, k, v in zip(layout.blocks, *(_spread(x, layout) for x in (q, k, v))):
         if cache is not None:

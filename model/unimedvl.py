@@ -119,12 +119,26 @@ class UniMedVL(InferenceMixin, nn.Module):
         """Last hidden states [N, hidden] in expert order, and `place` [N]: sequence index -> row of them."""
         order = torch.cat([pack.text_indexes, pack.vit_indexes, pack.latent_indexes])
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        blocks, slots = lay_out(pack.sample_lens, pack.split_lens, pack.attn_modes, self.language_model.lm_head.weight, in_one=cache is not None)
-        slots = slots[order]
-        in_place = len(slots) == sum(block.places for block in blocks) and torch.equal(slots, torch.arange(len(slots), device=slots.device))
-        layout = Layout(blocks, None if in_place else slots, len(pack.text_indexes) + len(pack.vit_indexes), freeze_und)
+        layout = self._layout(pack, order, cached=cache is not None, freeze_und=freeze_und)
         x = torch.cat([self.embed_text(pack.text_ids), self.embed_vit(pack), self.embed_latents(latents, t, pack.latent_position_ids)])
         return self.language_model(x, pack.position_ids[order], layout, cache), place
+
+    def _layout(self, pack: PackedSequence, order: Tensor, cached: bool, freeze_und: bool) -> Layout:
+        like, n_und = self.language_model.lm_head.weight, len(pack.text_indexes) + len(pack.vit_indexes)
+        rule = pack.sample_lens, pack.split_lens, pack.attn_modes
+        if self.sparse_attention and not cached:
+            from model.sparse_attention import block_mask
+
+            return Layout((), None, n_und, freeze_und, block_mask(*rule, order))
+        blocks, slots = lay_out(*rule, like, in_one=cached)
+        slots = slots[order]
+        in_place = len(slots) == sum(block.places for block in blocks) and torch.equal(slots, torch.arange(len(slots), device=slots.device))
+        return Layout(blocks, None if in_place else slots, n_und, freeze_und)
+
+    @property
+    def sparse_attention(self) -> bool:
+        """Whether packs are attended to block-sparsely: on GPUs, where that is the faster way."""
+        return self.language_model.lm_head.weight.device.type == "cuda"
 
     def embed_text(self, ids: Tensor) -> Tensor:
         return self.language_model.model.embed_tokens(ids)

@@ -91,3 +91,17 @@ def test_an_image_larger_than_the_position_table_is_refused():
 def test_the_random_start_is_pinned(tmp_path):
     first, second = (hashlib.sha256((make_tiny(tmp_path / name, seed=4) / "ema.safetensors").read_bytes()).hexdigest() for name in "ab")
     assert first == second
+
+
+@torch.no_grad()
+def test_block_sparse_attention_gives_the_same_losses(model, monkeypatch):
+    """Its kernel has no backward pass on a CPU, so forward is what can be compared here."""
+    rng = torch.Generator().manual_seed(0)
+    words, image, latent = [5, 6, 7, 8], torch.rand((3, 70, 70), generator=rng), torch.randn((4, 8, 8), generator=rng)
+    samples = [[ViTItem(image), TextItem(words), TextItem(words[:2], loss=True)], [TextItem(words), VAEItem(latent, draw=0.3)], [TextItem(words * 9, loss=True)]]
+    packed = pack(samples, model.config)
+    noise = torch.randn(packed.latents.shape, generator=rng)
+    dense = model(packed, noise)
+    monkeypatch.setattr(UniMedVL, "sparse_attention", True)
+    for first, second in zip(dense, model(packed, noise)):
+        torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
