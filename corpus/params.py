@@ -39,7 +39,7 @@ class QualityParams(_Section):
     min_entropy: float = Field(0.1, ge=0, description="bits of the grey levels; a blank picture has none")
     min_caption: int = Field(1, ge=1, description="characters of a caption")
     max_text: int = Field(1024, ge=16, description="characters of a caption, question or answer")
-    near_distance: int = Field(6, ge=0, le=16, description="bits in which pHash and dHash of look-alikes differ at most")
+    near_distance: int = Field(4, ge=0, le=16, description="bits in which pHash and dHash of look-alikes differ at most; at 6, two people's hands are one")
     languages: tuple[str, ...] = ("en",)
     licenses: tuple[str, ...] = LICENSES
     burned_in: BurnedInParams = BurnedInParams()

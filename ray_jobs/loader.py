@@ -50,8 +50,8 @@ class Stream:
         rng = random.Random(f"{self.key}/{self.position}")
         task = rng.choices(self.tasks, self.weights)[0]
         sources = self.groups[task]
-        # Square root: a large source counts for more than a small one, but does not drown it.
-        source = rng.choices(list(sources), [len(rows) ** 0.5 for rows in sources.values()])[0]
+        # Less than in proportion: a large source counts for more than a small one, but does not drown it.
+        source = rng.choices(list(sources), [len(rows) ** 0.75 for rows in sources.values()])[0]
         row = self._in_order(f"{task}/{source}", sources[source])
         self.position += 1
         return self.planner.plan(self.reader.load(row), rng)
