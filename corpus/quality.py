@@ -55,6 +55,9 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
         _require_content(cleaned[0][0], measured[0]["entropy"], params)
     except Unreadable as error:
         return reject(error.reason, str(error))
+    except Exception as error:
+        # Decoders of strange files raise whatever they stumble over. Its words may hold what the file says.
+        return reject("unreadable-image", f"cannot be processed ({type(error).__name__})")
     noted = next((mode for _, mode in cleaned if mode), "")
     known["labels"] = record.labels | ({"converted_from": noted} if noted else {})
     return _samples(record, [picture for picture, _ in cleaned], measured, turns, caption, instruction, known)

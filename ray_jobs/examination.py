@@ -13,7 +13,7 @@ BATCH = 32
 
 
 def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
-    """Examine on this many cores, or all of them for 0. At most two batches a core are under way, so memory stays bounded."""
+    """Examine on this many cores, or as many as there are for 0. A batch a core and one more are under way, so memory stays bounded."""
     import ray
 
     from infra.settings import get_settings
@@ -22,14 +22,15 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
         get_settings().export()
         ray.init(address="auto", log_to_driver=False)
     cores = workers or int(ray.cluster_resources().get("CPU", 1))
-    task = ray.remote(num_cpus=1, max_retries=3)(_examine_batch)
+    # It claims no core: taking in must not wait for a training to end.
+    task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_examine_batch)
     known = ray.put((params.quality, salt))
 
     def examine(records: Iterable[Record]) -> Iterator[Examined]:
         stream, under_way = iter(records), deque()
         while batch := list(islice(stream, BATCH)):
             under_way.append(task.remote(batch, known))
-            if len(under_way) >= 2 * cores:
+            if len(under_way) > cores:
                 yield from ray.get(under_way.popleft())
         while under_way:
             yield from ray.get(under_way.popleft())

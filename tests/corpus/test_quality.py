@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corpus import intake, shards
-from corpus.params import CorpusParams
+from corpus import intake, quality, shards
+from corpus.params import CorpusParams, QualityParams
 from corpus.readers import records
 from corpus.readers.source import Source
 from infra.store import corpus_store
+from tests.corpus.test_releases import SALT, record
 
 GOOD = {"modality": "CT", "license": "CC0-1.0", "split": "train", "caption": "CT image of the abdomen."}
 
@@ -156,3 +157,23 @@ def test_real_packs(shared_data, s3):
     assert record["records"] == {"seen": 1500, "kept": 1500, "quarantined": 0}
     record = take_in(shared_data / "unimed-real", "unimed-real")
     assert record["records"]["seen"] == 1384 and record["questions_left_out"] > 0
+
+
+def test_whatever_a_decoder_raises_the_record_is_kept_aside():
+    def stumble():
+        raise ZeroDivisionError("JANE^DOE")
+
+    outcome = quality.examine(record(0, images=(stumble,)), QualityParams(), SALT)
+    assert (outcome.reason, outcome.detail) == ("unreadable-image", "cannot be processed (ZeroDivisionError)")
+
+
+@pytest.mark.parametrize(
+    "known, reason",
+    [
+        ({"images": (lambda: Image.new("L", (64, 64), 7),)}, "blank"),
+        ({"images": (lambda: Image.effect_noise((640, 40), 50),)}, "odd-aspect"),
+        ({"turns": (), "caption": "CT."}, "text-length"),
+    ],
+)
+def test_thresholds_of_the_profile(known, reason):
+    assert quality.examine(record(0, **known), QualityParams(min_caption=10), SALT).reason == reason
