@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ExifTags, ImageOps
 
-from corpus import burned_in, originals, tasks, vocabulary
+from corpus import burned_in, captions, originals, tasks, vocabulary
 from corpus.params import BurnedInParams, QualityParams
 from corpus.patients import patient_key
 from corpus.record import Record, Rejection, Unreadable
@@ -42,6 +42,10 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
         told = record.turns or record.caption or record.instruction
         limits = f"every text is longer than {params.max_text} characters, or a caption shorter than {params.min_caption}"
         return reject("text-length", limits) if told else reject("no-text", "neither a caption nor an answered question in the languages kept")
+    if caption and captions.contradicts(caption, modality):
+        return reject("caption-contradicts", f"the caption names another kind of picture than {modality}")
+    if caption and params.languages == ("en",) and not captions.in_latin_script(caption):
+        return reject("caption-language", "the caption is in another script than the languages kept")
     known = {"modality": modality, "source": record.source, "license": license, "attribution": record.attribution, "split": split}
     known |= {"patient": patient_key(salt, record.source, record.patient), "labels": record.labels}
     if not record.images:

@@ -177,3 +177,19 @@ def test_whatever_a_decoder_raises_the_record_is_kept_aside():
 )
 def test_thresholds_of_the_profile(known, reason):
     assert quality.examine(record(0, **known), QualityParams(min_caption=10), SALT).reason == reason
+
+
+@pytest.mark.parametrize(
+    "caption, reason",
+    [
+        ("MRI of the head.", "caption-contradicts"),
+        ("Chest X-ray, two views. No CT was done.", "caption-contradicts"),
+        ("腹部CT图像显示肝脏。", "caption-language"),
+        ("CT of the head after an MRI.", None),
+        ("Axial slice of the liver. Compare the MRI of last year.", None),
+        ("Ct value of the direct current.", None),
+    ],
+)
+def test_captions_that_cannot_be_of_this_picture(caption, reason):
+    outcome = quality.examine(record(0, caption=caption), QualityParams(), SALT)
+    assert getattr(outcome, "reason", None) == reason
