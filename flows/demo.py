@@ -10,7 +10,7 @@ from flows.console import table
 QUESTION, PROMPT = "Which imaging modality is this?", "MRI image of the head without tumour."
 REQUESTS = 80
 # Enough for the tiny model to name what it sees and to draw what it is told; `unimed retrain` trains it in full.
-SHARE = 0.4
+SHARE = 0.3
 
 
 def run(on_step: Callable[[str], None]) -> tuple[dict, str]:

@@ -43,16 +43,15 @@ class Params(BaseModel):
         return self
 
     def shortened(self, share: float) -> "Params":
-        """The same with a share of the bootstrap's and every stage's steps, for a quick look.
+        """The same with a share of every stage's steps, for a quick look. The bootstrap stays: nothing can be drawn without a VAE.
 
         Raises:
             ValueError: share is not in (0, 1].
         """
         if not 0 < share <= 1:
             raise ValueError(f"a share of the steps is above 0 and at most 1, not {share}")
-        bootstrap = self.bootstrap.model_copy(update={"vae_steps": max(1, round(self.bootstrap.vae_steps * share))})
         curriculum = tuple(stage.model_copy(update={"steps": max(1, round(stage.steps * share))}) for stage in self.curriculum)
-        return self.model_copy(update={"bootstrap": bootstrap, "curriculum": curriculum})
+        return self.model_copy(update={"curriculum": curriculum})
 
 
 def find_profile(name: str) -> Path:
