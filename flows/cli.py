@@ -5,27 +5,12 @@ from typing import Annotated
 
 import typer
 
-from corpus.readers import FORMATS
-from flows import console
-from flows.console import JSON
+from flows import cli_data, cli_models, console
+from flows.console import Json
 
 app = typer.Typer(help="Retrain, judge, ship and watch UniMedVL.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-data = typer.Typer(help="Corpus sources and releases.", no_args_is_help=True)
-models = typer.Typer(help="Model versions.", no_args_is_help=True)
-app.add_typer(data, name="data")
-app.add_typer(models, name="models")
-Json = Annotated[bool, JSON]
-
-
-def _needs_stack() -> None:
-    """Refuse early, and tell libraries where things are."""
-    from infra.settings import get_settings
-    from infra.stack import Stack
-
-    down = [service.name for service in Stack().status() if not service.running]
-    if down:
-        raise console.fail(f"{', '.join(down)} not running; start the stack with `unimed up`")
-    get_settings().export()
+app.add_typer(cli_data.app, name="data")
+app.add_typer(cli_models.app, name="models")
 
 
 @app.command()
@@ -93,7 +78,7 @@ def retrain(
     json: Json = False,
 ) -> None:
     """Release, train, judge, promote and deploy; what is up to date is not done again. Exit 3: the gate said no."""
-    _needs_stack()
+    console.needs_stack()
     from flows.report import retraining
     from flows.retrain import retrain as flow
 
@@ -109,7 +94,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score a model on a release's test split, with intervals and slices."""
-    _needs_stack()
+    console.needs_stack()
     from flows.report import evaluation
     from flows.steps import evaluate_version
 
@@ -141,7 +126,7 @@ def plan(
 @app.command()
 def promote(version: Annotated[str, typer.Argument(help="Model version or alias.")] = "candidate", json: Json = False) -> None:
     """Make a version champion by hand; its gate decision is kept with who asked for it. Exit 3: the gate had said no."""
-    _needs_stack()
+    console.needs_stack()
     import getpass
 
     from infra.registry import ModelRegistry
@@ -162,7 +147,7 @@ def promote(version: Annotated[str, typer.Argument(help="Model version or alias.
 @app.command()
 def rollback(json: Json = False) -> None:
     """Make the previous champion champion again, and serve it."""
-    _needs_stack()
+    console.needs_stack()
     from infra.registry import ModelRegistry
 
     alias = ModelRegistry().rollback()
@@ -173,7 +158,7 @@ def rollback(json: Json = False) -> None:
 @app.command()
 def deploy(version: Annotated[str, typer.Argument(help="Model version or alias.")] = "champion", json: Json = False) -> None:
     """Switch the endpoint to a version; no request is lost."""
-    _needs_stack()
+    console.needs_stack()
     from infra.registry import ModelRegistry
 
     served = _deploy(ModelRegistry().resolve(version))
@@ -221,7 +206,7 @@ def drift(
     json: Json = False,
 ) -> None:
     """Compare the request log with the champion's reference window. Exit 4: too few requests."""
-    _needs_stack()
+    console.needs_stack()
     from datetime import UTC, datetime, timedelta
 
     from flows.watch_drift import watch_drift
@@ -229,179 +214,6 @@ def drift(
     result = watch_drift(since=datetime.now(UTC) - timedelta(hours=hours) if hours else None, act=act)
     console.show(result, json, lambda: f"{result['verdict']} ({', '.join(result['drifted']) or 'no column'} drifted), retraining: {result['retraining']}\n{result['html'] or ''}")
     raise typer.Exit(console.NO_EVIDENCE if result["verdict"] == "insufficient" else console.DONE)
-
-
-@data.command("add")
-def data_add(
-    path: Annotated[Path, typer.Argument(help="A file or folder; docs/data.md tells what is read of each format.")],
-    name: Annotated[str | None, typer.Option(help="Source name; the folder's by default.")] = None,
-    format: Annotated[str, typer.Option(help=f"auto (each file by the reader that recognises it), {', '.join(FORMATS)}.")] = "auto",
-    license: Annotated[str | None, typer.Option(help="Licence, where the files name none.")] = None,
-    modality: Annotated[str | None, typer.Option(help="Modality, where the files name none.")] = None,
-    attribution: Annotated[str, typer.Option(help="Whom to name, where the files name nobody.")] = "",
-    split: Annotated[str | None, typer.Option(help="train, val or test, where the files name none.")] = None,
-    columns: Annotated[list[str] | None, typer.Option(help="our=theirs: a Parquet table's name of a column; may be given again.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; the file's own by default.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Cores of the cluster that examine the records; 0 for all, 1 for this process alone.")] = 0,
-    json: Json = False,
-) -> None:
-    """Take in pictures with what is known of them. What cannot be used is kept aside with its reason."""
-    named = dict(pair.split("=", 1) for pair in columns or [] if "=" in pair)
-    if format not in ("auto", *FORMATS):
-        raise console.fail(f"{format!r} is no format; these are: auto, {', '.join(FORMATS)}", console.USAGE)
-    if len(named) != len(columns or []):
-        raise console.fail("--columns takes our=theirs, each of ours once", console.USAGE)
-    for place in (path, image_root):
-        if place and not place.exists():
-            raise console.fail(f"{place} does not exist", console.USAGE)
-    _needs_stack()
-    from ray_jobs.ingest import add_source
-
-    said = {"license": license, "modality": modality, "attribution": attribution, "split": split, "columns": named, "image_root": image_root}
-    record = add_source(path, name, format, workers, console.counter("records"), **said)
-    told = f"{record['name']}: {record['how']}; {record['records']['seen']} records seen, {record['records']['kept']} kept, {record['records']['quarantined']} kept aside"
-    console.show(record, json, lambda: told + f"\n{record['samples']['kept']} samples; kept aside: {record['reasons'] or 'nothing'}")
-
-
-@data.command("release")
-def data_release(force: bool = False, json: Json = False) -> None:
-    """Make a corpus release, if any source changed."""
-    _needs_stack()
-    from flows.release_corpus import release_corpus
-    from flows.report import release
-
-    record = release_corpus(force=force)
-    console.show(record, json, lambda: release(record))
-
-
-@data.command("list")
-def data_list(json: Json = False) -> None:
-    """Sources taken in, and releases."""
-    _needs_stack()
-    from corpus import intake
-    from flows.release_corpus import all_releases
-    from infra.store import corpus_store
-
-    store = corpus_store()
-    sources, releases = intake.sources(store), all_releases(store)
-    rows = [["source", s["name"], s["samples"]["kept"], s["records"]["quarantined"] + s["samples"]["quarantined"]] for s in sources]
-    rows += [["release", r["tag"], r["card"]["samples"], r["card"]["quarantined"]] for r in releases]
-    console.show({"sources": sources, "releases": releases}, json, lambda: console.table(["", "name", "samples", "kept aside"], rows))
-
-
-@data.command("show")
-def data_show(name: Annotated[str | None, typer.Argument(help="A source's name or a release's tag; the newest release by default.")] = None, json: Json = False) -> None:
-    """What a source or release holds, and what was kept aside and why."""
-    _needs_stack()
-    from flows.report import kept_aside
-
-    result = kept_aside(name)
-    console.show(result, json, lambda: result["text"])
-
-
-@data.command("diff")
-def data_diff(before: str, after: Annotated[str | None, typer.Argument(help="The newest release by default.")] = None, json: Json = False) -> None:
-    """What changed from one release to another, in words and numbers."""
-    _needs_stack()
-    from flows import history, report
-
-    result = _found(lambda: history.diff(before, after))
-    console.show(result, json, lambda: report.changes(result))
-
-
-@data.command("trace")
-def data_trace(
-    sample: Annotated[str | None, typer.Argument(help="A sample's or record's id, such as MedNIST/mednist-Hand-000145.")] = None,
-    patient: Annotated[str | None, typer.Option(help="A patient's key instead.")] = None,
-    json: Json = False,
-) -> None:
-    """Every release, stage checkpoint and model that saw a sample or a patient."""
-    if (sample is None) == (patient is None):
-        raise console.fail("name a sample, or a patient with --patient", console.USAGE)
-    _needs_stack()
-    from flows import history, report
-
-    result = _found(lambda: history.trace(sample, patient))
-    console.show(result, json, lambda: report.trace(result))
-
-
-@data.command("forget")
-def data_forget(
-    patient: Annotated[str, typer.Argument(help="The patient's key, or with --source the identifier the source knows the patient by.")],
-    source: Annotated[str | None, typer.Option(help="The `source` of the patient's records.")] = None,
-    purge: Annotated[bool, typer.Option(help="Also delete the old shards from S3; the releases that need them cannot be read again.")] = False,
-    yes: Annotated[bool, typer.Option(help="Do not ask before a purge.")] = False,
-    json: Json = False,
-) -> None:
-    """Make a release without a patient, and name everything that saw the patient."""
-    _needs_stack()
-    from corpus.patients import patient_key
-    from flows import history, report
-    from ray_jobs.ingest import salt
-
-    def confirm(tags: list[str]) -> bool:
-        return yes or typer.confirm(f"{', '.join(tags) or 'no release'} cannot be pulled or trained on again, and can't be brought back. Purge?")
-
-    key = patient_key(salt(), source, patient) if source else patient
-    result = _found(lambda: history.forget(key, purge, confirm, console.progress))
-    console.show(result, json, lambda: report.forgotten(result))
-
-
-def _found(look):
-    """What `look` finds; what is not there is told in a line."""
-    try:
-        return look()
-    except LookupError as error:
-        raise console.fail(str(error.args[0])) from None
-
-
-@data.command("verify")
-def data_verify(tag: Annotated[str | None, typer.Argument(help="A release's tag; the newest by default.")] = None, json: Json = False) -> None:
-    """Read every shard of a release from S3 and compare it with its recorded hash."""
-    _needs_stack()
-    import hashlib
-
-    from flows.report import find_release
-    from infra.store import MissingObject, corpus_store
-
-    record, store, bad = find_release(tag), corpus_store(), []
-    for shard in record["shards"]:
-        try:
-            whole = hashlib.md5(store.get(shard["key"]), usedforsecurity=False).hexdigest() == shard["md5"]
-        except MissingObject:
-            whole = False
-        bad += [] if whole else [shard["path"]]
-    result = {"tag": record["tag"], "shards": len(record["shards"]), "damaged": bad}
-    console.show(result, json, lambda: f"{record['tag']}: {len(record['shards'])} shards, " + (f"damaged or missing: {', '.join(bad)}" if bad else "all whole"))
-    raise typer.Exit(console.FAILED if bad else console.DONE)
-
-
-@models.command("list")
-def models_list(json: Json = False) -> None:
-    """All versions, with their aliases."""
-    _needs_stack()
-    from infra.registry import ModelRegistry
-
-    registry = ModelRegistry()
-    aliases, versions = registry.aliases(), registry.list()
-    named = {v.id: ", ".join(sorted(a for a, target in aliases.items() if target == v.id)) for v in versions}
-    rows = [[v.id, named[v.id], v.created_at, v.lineage.get("release", ""), v.lineage.get("reason", "")] for v in versions]
-    result = {"aliases": aliases, "versions": [vars(v) for v in versions]}
-    console.show(result, json, lambda: console.table(["version", "aliases", "created", "release", "reason"], rows))
-
-
-@models.command("show")
-def models_show(version: Annotated[str, typer.Argument(help="Model version or alias.")] = "champion", json: Json = False) -> None:
-    """A version's manifest, lineage, evaluation and gate decisions."""
-    _needs_stack()
-    import json as js
-
-    from infra.registry import ModelRegistry
-
-    registry = ModelRegistry()
-    chosen = registry.resolve(version)
-    result = vars(registry.get(chosen)) | {"records": registry.records(chosen)}
-    console.show(result, json, lambda: js.dumps(result, indent=1))
 
 
 def main() -> None:

@@ -4,11 +4,12 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
 DONE, FAILED, USAGE, REFUSED, NO_EVIDENCE = 0, 1, 2, 3, 4
-JSON = typer.Option("--json", help="Print the result as JSON.")
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def progress(line: str) -> None:
@@ -33,6 +34,17 @@ def counter(what: str, every_s: float = 2.0) -> Callable[[int, int | None], None
 def show(result: object, as_json: bool, human: Callable[[], str]) -> None:
     """The result, for programs or for people."""
     typer.echo(json.dumps(result, indent=1, default=str, ensure_ascii=False) if as_json else human())
+
+
+def needs_stack() -> None:
+    """Refuse early, and tell libraries where things are."""
+    from infra.settings import get_settings
+    from infra.stack import Stack
+
+    down = [service.name for service in Stack().status() if not service.running]
+    if down:
+        raise fail(f"{', '.join(down)} not running; start the stack with `unimed up`")
+    get_settings().export()
 
 
 def fail(message: str, code: int = FAILED) -> typer.Exit:
