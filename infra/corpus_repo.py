@@ -58,9 +58,12 @@ class CorpusRepo:
                     if time.monotonic() >= end:
                         raise LeaseHeld("another release is being made on this machine; run this one again when that is done") from None
                     time.sleep(0.5)
+            # Processes that are started meanwhile hold it as well.
             self._lock = [file.fileno()]
-            yield
-            self._lock = []
+            try:
+                yield
+            finally:
+                self._lock = []
 
     def prepare(self, released: Iterable[str]) -> None:
         """Bring code, parameters and DVC remote of the clone up to date with the user's checkout, and clear up after a crash.
