@@ -118,7 +118,9 @@ def _read_config(folder: Path) -> ModelConfig:
         return ModelConfig.load(folder)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: not a UniMedVL checkpoint folder") from None
-    except (ValidationError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: the configuration lacks {error}") from error
+    except (ValidationError, ValueError) as error:
         raise CheckpointError(f"{folder}: the configuration is not valid: {error}") from error
 
 

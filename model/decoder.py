@@ -63,7 +63,7 @@ class _Attention(nn.Module):
 
     def _heads(self, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, angles: Sequence[Tensor]) -> Sequence[Tensor]:
         """Queries and keys [n, heads + kv_heads, d], normed and turned, and values [n, kv_heads, d]."""
-        qk, v = qkv.view(len(qkv), -1, self.d).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        qk, v = qkv.view(len(qkv), self.heads + 2 * self.kv_heads, self.d).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         weight = torch.cat([q_norm.weight.expand(self.heads, -1), k_norm.weight.expand(self.kv_heads, -1)])
         return normed_and_turned(qk, weight, q_norm.eps, *(angle.to(qk.dtype) for angle in angles)), v
 
