@@ -51,7 +51,7 @@ def plot(lines: Sequence[Line]) -> bytes:
     pen = ImageDraw.Draw(picture)
     _legend(pen, lines, columns * WIDTH)
     # One axis of steps for all panels. It begins at 0: a run that has just begun looks like one.
-    most = max((line.begins + row["step"] for line in lines for row in line.rows), default=1)
+    most = max([1, *(line.begins + row["step"] for line in lines for row in line.rows)])
     if not panels:
         _text(pen, 20, LEGEND + 40, "no log line yet", GREY)
     for number, (field, title, logarithmic, form) in enumerate(panels):
