@@ -2,12 +2,8 @@
 
 from uuid import UUID
 
-from prefect import flow
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.runtime import flow_run
-
-from flows.stage_watch import VERSIONS, StageWatch
+from flows import stage_watch
+from flows.stage_watch import StageWatch
 from model.curriculum import StageParams
 from ray_jobs.run_log import RunLog
 from tests.train.test_run_log import ABOUT, row
@@ -16,6 +12,9 @@ STAGE = StageParams(name="foundation", steps=200, mixture={"text": 1}, learning_
 
 
 def artifacts(run_id: str) -> list:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
     with get_client(sync_client=True) as client:
         found = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(run_id)])))
     return sorted(found, key=lambda artifact: artifact.created)
@@ -27,6 +26,8 @@ def shown(run_id: str, key: str) -> list:
 
 def test_a_stage_is_seen_while_it_runs(stack):
     """Halfway the artifacts show half; at the end they are as many as before, and show all."""
+    from prefect import flow
+    from prefect.runtime import flow_run
 
     @flow
     def watched() -> list:
@@ -53,21 +54,27 @@ def test_a_stage_is_seen_while_it_runs(stack):
     assert "000000100-drawings.png" in half["samples-foundation"][1] and "000000200-drawings.png" in whole["samples-foundation"][1]
 
 
-def test_however_often_a_stage_is_evaluated_its_pictures_stay_few(stack):
+def test_however_often_a_stage_is_evaluated_its_pictures_stay_few(stack, monkeypatch):
+    """Twelve evaluations, four versions: each is the last of its quarter."""
+    from prefect import flow
+    from prefect.runtime import flow_run
+
+    monkeypatch.setattr(stage_watch, "VERSIONS", 4)
+
     @flow
     def watched() -> str:
         log = RunLog("foundation-pictured")
         log.begin(ABOUT)
         with StageWatch("foundation-pictured", STAGE, lambda line: None, every_s=0) as watch:
-            for step in range(2, 201, 2):
+            for step in range(10, 200, 16):
                 log.picture(step, "drawings", b"png")
                 log.flush(60)
                 watch.line("")
         return flow_run.id
 
     pictures = shown(watched(), "samples-foundation")
-    assert 10 < len(pictures) <= VERSIONS + 1
-    assert "000000200-drawings.png" in pictures[-1].data
+    assert [picture.description.split()[-1] for picture in pictures] == ["42", "90", "138", "186"]
+    assert "000000186-drawings.png" in pictures[-1].data
 
 
 def test_what_cannot_be_shown_fails_nothing(s3):
