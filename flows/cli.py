@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_data, cli_models, console
+from flows import cli_data, cli_models, cli_train, console
 from flows.console import Json
 
 app = typer.Typer(help="Retrain, judge, ship and watch UniMedVL.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_train.app, name="train")
 
 
 @app.command()

@@ -6,6 +6,7 @@ from functools import cache
 from prefect import task
 from prefect.runtime import flow_run
 
+from flows.stage_watch import StageWatch
 from infra.jobs import JobSpec, run_job
 from infra.records import digest, file_sha256, source_fingerprint
 from infra.registry import ModelRegistry
@@ -64,7 +65,9 @@ def train_stage(params: Params, stage: StageParams, release: dict, start: dict, 
         "training": params.training.model_dump(mode="json"),
         "known_release": known_release if stage.replay is not None else None,
     }
-    return _job(params, stage.name, "ray_jobs.train", inputs, force, log)
+    spec = _spec(params, stage.name, "ray_jobs.train", inputs)
+    with StageWatch(spec.submission_id, stage, log) as watch:
+        return _run(spec, force, watch.line) | {"run": spec.submission_id}
 
 
 def champion_checkpoint() -> dict:
@@ -84,6 +87,7 @@ def champion_checkpoint() -> dict:
 @task
 def register(params: Params, release: dict, stages: list[dict], reason: str) -> str:
     """Publish the last stage's weights as an immutable version with its lineage."""
+    from ray_jobs import tracker
     from ray_jobs.export import publish_version
 
     settings, registry = get_settings(), ModelRegistry()
@@ -103,6 +107,8 @@ def register(params: Params, release: dict, stages: list[dict], reason: str) -> 
     }
     version = publish_version(stages[-1], lineage).id
     registry.mark_candidate(version)
+    if "run" in stages[-1]:
+        tracker.tag_version(stages[-1]["run"], version)
     return version
 
 
@@ -181,7 +187,14 @@ def summary(release, stages, candidate, report, champion, decision, promoted, en
 
 
 def _job(params: Params, step: str, module: str, inputs: dict, force: bool, log) -> dict:
-    spec = JobSpec(step, module, inputs | {"seed": params.seed, "code": _code()})
+    return _run(_spec(params, step, module, inputs), force, log)
+
+
+def _spec(params: Params, step: str, module: str, inputs: dict) -> JobSpec:
+    return JobSpec(step, module, inputs | {"seed": params.seed, "code": _code()})
+
+
+def _run(spec: JobSpec, force: bool, log) -> dict:
     outcome = run_job(spec, on_log=log, force=force)
-    log(f"{step}: {outcome.how}" + (f" in {outcome.seconds:.0f} s" if outcome.seconds else ""))
+    log(f"{spec.step}: {outcome.how}" + (f" in {outcome.seconds:.0f} s" if outcome.seconds else ""))
     return outcome.result | {"how": outcome.how}
