@@ -38,11 +38,12 @@ class StageCheckpoints:
         keep: newest checkpoints that stay.
         outage_minutes: how long a silent store is waited for.
         on_event: told (step, kind, detail) of what went wrong.
+        before_commit: called in the thread when this worker's shards are sent.
     """
 
-    def __init__(self, run: str, store: ObjectStore, place: Place, scratch: Path, keep: int = 2, outage_minutes: float = 5.0, on_event: Callable[[int, str, str], None] = lambda *told: None):
+    def __init__(self, run: str, store: ObjectStore, place: Place, scratch: Path, keep: int = 2, outage_minutes: float = 5.0, on_event: Callable[[int, str, str], None] = lambda *told: None, before_commit: Callable[[], object] = lambda: None):
         self.prefix, self.store, self.place, self.scratch = checkpoints_prefix(run), store, place, scratch
-        self.keep, self.outage_minutes, self.on_event = keep, outage_minutes, on_event
+        self.keep, self.outage_minutes, self.on_event, self.before_commit = keep, outage_minutes, on_event, before_commit
         # A group of its own: its collectives run beside those of training.
         self._group = dist.new_group(backend="gloo") if place.workers > 1 else None
         self._attempt = from_first(secrets.token_hex(4), place.workers, self._group)
@@ -109,6 +110,7 @@ class StageCheckpoints:
             files = {path.name: _described(path) for path in sorted(folder.glob(f"shard-{self.place.rank + 1:05d}-*"))}
             for name in files:
                 self._patiently(lambda name=name: self.store.upload_file(folder / name, self._key(folder, name)))
+            self.before_commit()
         except (Exception, CheckpointException) as problem:
             error = f"worker {self.place.rank}: {_told(problem)}"
         everybody = gather((files, streams, error), self.place.workers, self._group)
