@@ -134,7 +134,7 @@ class Stream:
         sample = self.reader.load(row)
         try:
             items = self.planner.plan(sample, random.Random(f"{self.key}/{position}"))
-            cost = sum(item_cost(item, self.planner.config) for item in items)
+            cost = sum(item_cost(item, self.planner.config) for item in items if not item.dropped)
         except Exception as error:
             # Whatever a decoder stumbles over; its words may hold what the file says.
             return self._skip(position, row, f"cannot be planned ({type(error).__name__})")
