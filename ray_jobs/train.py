@@ -124,6 +124,7 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
 
     from infra.outage import patiently
     from ray_jobs.loader import Loader
+    from ray_jobs.place import gather
     from ray_jobs.plans import Planner
     from ray_jobs.releases import open_release
     from ray_jobs.stage_checkpoints import StageCheckpoints
@@ -135,6 +136,10 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory it has not written; filling it first costs a sixth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False
+    if place.first_here:
+        fetch_folder(inputs["start"])
+    # The others of a machine find it there.
+    gather(None, place.workers)
     model = starting_network(fetch_folder(inputs["start"]), training, place)
     reader, numbers = open_release(inputs["release"], training.cache_gib, training.outage_minutes), list(range(place.rank, training.streams, place.workers))
     known = _known(inputs.get("known_release")) if stage.replay is not None else None
