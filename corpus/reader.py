@@ -1,15 +1,12 @@
 """Random access to the samples of a release, for training and evaluation."""
 
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from corpus import index
 from corpus.sample import Sample
@@ -17,9 +14,6 @@ from corpus.shard_cache import ShardCache
 from infra.store import ObjectStore
 
 DATA, INDEX = ".parquet", ".index.parquet"
-# Row groups that stay in memory, as Arrow: a window of shuffled reading fits.
-GROUP_BYTES = 512 * 2**20
-OPEN_SHARDS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +72,16 @@ class ReleaseReader:
     def __init__(self, release: dict, cache: ShardCache):
         self.tag, self.cache = release["tag"], cache
         files = {file["path"]: file for file in release["shards"]}
-        removed = json.loads(cache.path(release["removed"]).read_text())
+        removed = json.loads(cache.small(release["removed"]))
         self._files = [file for path, file in files.items() if not path.endswith(INDEX)]
         self.shards = [_name(file["path"], DATA) for file in self._files]
         tables = [_table(cache, files[file["path"].removesuffix(DATA) + INDEX], removed) for file in self._files]
         self.index = Index(index.join(tables), self.shards)
-        self._open: OrderedDict[int, tuple[pq.ParquetFile, np.ndarray]] = OrderedDict()
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
-        self._held = 0
-        # A reader serves the loader's thread and the validation of the training thread.
-        self._lock = threading.Lock()
 
     def load(self, position: int) -> Sample:
         """The sample at a position of `index`."""
-        entry = self.index[position]
-        with self._lock:
-            file, ends = self._shard(entry.shard)
-            group = int(np.searchsorted(ends, entry.row, side="right"))
-            table = self._group(entry.shard, group, file)
-        return Sample.from_row(table.slice(entry.row - (int(ends[group - 1]) if group else 0), 1).to_pylist()[0])
+        shard, row = int(self.index.shard[position]), int(self.index.row[position])
+        return Sample.from_row(self.cache.row(self._files[shard], row))
 
     def select(self, split: str, task: str) -> list[int]:
         """Positions of a split and task."""
@@ -106,38 +91,17 @@ class ReleaseReader:
         """Have the shard of a sample that is soon needed fetched in the background."""
         self.cache.fetch_ahead(self._files[self.index.shard[position]])
 
-    def _shard(self, number: int) -> tuple[pq.ParquetFile, np.ndarray]:
-        """An open shard, and where each of its row groups ends."""
-        if number not in self._open:
-            file = pq.ParquetFile(self.cache.path(self._files[number]))
-            rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-            self._open[number] = file, np.cumsum(rows)
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)[1][0].close()
-        self._open.move_to_end(number)
-        return self._open[number]
-
-    def _group(self, shard: int, group: int, file: pq.ParquetFile) -> pa.Table:
-        if (shard, group) not in self._groups:
-            table = file.read_row_group(group, use_threads=False)
-            self._groups[shard, group] = table
-            self._held += table.nbytes
-            while self._held > GROUP_BYTES and len(self._groups) > 1:
-                self._held -= self._groups.popitem(last=False)[1].nbytes
-        self._groups.move_to_end((shard, group))
-        return self._groups[shard, group]
-
 
 def release_index(release: dict, store: ObjectStore, cache_dir: Path) -> pa.Table:
     """The index of a whole release, without its pictures ever being fetched."""
     cache = ShardCache(store, cache_dir)
-    removed = json.loads(cache.path(release["removed"]).read_text())
+    removed = json.loads(cache.small(release["removed"]))
     return index.join([_table(cache, file, removed) for file in release["shards"] if file["path"].endswith(INDEX)])
 
 
 def _table(cache: ShardCache, file: dict, removed: dict[str, list[int]]) -> pa.Table:
     shard = _name(file["path"], INDEX)
-    return index.read(cache.path(file).read_bytes(), shard, removed.get(shard, ()))
+    return index.read(cache.small(file), shard, removed.get(shard, ()))
 
 
 def _name(path: str, suffix: str) -> str:

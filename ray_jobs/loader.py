@@ -23,6 +23,8 @@ from ray_jobs.plans import Planner
 
 # A shard is asked for so many draws of its group before it is needed, a pass at most.
 AHEAD = 256
+# Samples in a row that may be unusable before the stage is told to have none.
+MOST_SKIPPED = 1000
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,15 @@ class Batch:
 
 @dataclass
 class _Waiting:
-    """A drawn sample that waits for a pack with room; everything but its key is planned again after a restart."""
+    """A drawn sample that waits for a pack with room; everything but its key is planned again after a restart.
+
+    `tokens` are those it takes in a pack: dropped conditions take none.
+    """
 
     position: int
     row: int
     items: list[Item]
-    cost: int
+    tokens: int
 
 
 @dataclass
@@ -93,16 +98,16 @@ class Stream:
         """The longest-waiting sample, then each time the largest that still fits, until none does of as many as may wait."""
         self._look_ahead()
         chosen = [self.waiting.pop(0)]
-        room = self.stage.tokens_per_pack - chosen[0].cost
+        room = self.stage.tokens_per_pack - chosen[0].tokens
         while True:
             self._look_ahead()
-            fits = [sample for sample in self.waiting if sample.cost <= room]
+            fits = [sample for sample in self.waiting if sample.tokens <= room]
             if not fits:
                 break
-            best = max(fits, key=lambda sample: sample.cost)
+            best = max(fits, key=lambda sample: sample.tokens)
             self.waiting.remove(best)
             chosen.append(best)
-            room -= best.cost
+            room -= best.tokens
         drawn = [Drawn(self.name, sample.position, self.reader.index[sample.row].id) for sample in chosen]
         return pack([sample.items for sample in chosen], self.planner.config), drawn
 
@@ -114,10 +119,14 @@ class Stream:
         self.waiting = [sample for key in state.waiting if (sample := self._planned(*key))]
 
     def _look_ahead(self) -> None:
+        skipped = 0
         while len(self.waiting) < max(1, self.stage.lookahead):
             position, row = self._draw()
             if sample := self._planned(position, row):
                 self.waiting.append(sample)
+                skipped = 0
+            elif (skipped := skipped + 1) == MOST_SKIPPED:
+                raise ValueError(f"stage {self.stage.name!r}: {skipped} samples in a row cannot be used, the last for {self.skipped[-1]['reason']!r}")
 
     def _draw(self) -> tuple[int, int]:
         """The next (position, row)."""
@@ -134,13 +143,16 @@ class Stream:
         sample = self.reader.load(row)
         try:
             items = self.planner.plan(sample, random.Random(f"{self.key}/{position}"))
-            cost = sum(item_cost(item, self.planner.config) for item in items if not item.dropped)
+            costs = [item_cost(item, self.planner.config) for item in items]
+        except (RuntimeError, MemoryError):
+            # The machine's trouble, not the sample's: no memory, a failed device.
+            raise
         except Exception as error:
             # Whatever a decoder stumbles over; its words may hold what the file says.
             return self._skip(position, row, f"cannot be planned ({type(error).__name__})")
-        if cost > self.most:
-            return self._skip(position, row, f"{cost} tokens; a sample may have {self.most}")
-        return _Waiting(position, row, items, cost)
+        if sum(costs) > self.most:
+            return self._skip(position, row, f"{sum(costs)} tokens; a sample may have {self.most}")
+        return _Waiting(position, row, items, sum(cost for item, cost in zip(items, costs) if not item.dropped))
 
     def _skip(self, position: int, row: int, reason: str) -> None:
         self.skipped.append({"stream": self.name, "position": position, "sample": self.reader.index[row].id, "reason": reason})
@@ -161,17 +173,21 @@ class Loader:
         self._streams = [Stream(reader, planner, stage, mixture, number) for number in numbers]
         self._handed_out = self._states()
         self._thread: threading.Thread | None = None
+        self._failed: BaseException | None = None
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
         """Raises what stopped the thread: OSError for a shard that vanished, StoreUnavailable for a silent store."""
+        if self._failed:
+            # The streams stopped half-way through a batch: only a state can be gone on from.
+            raise self._failed
         if self._thread is None:
             self._begin()
         made = self._queue.get()
         if isinstance(made, BaseException):
-            self._thread = None
+            self._thread, self._failed = None, made
             raise made
         self._handed_out = made.states
         return made
@@ -183,6 +199,7 @@ class Loader:
     def load_state_dict(self, states: dict[str, dict]) -> None:
         """Go on from a state; states of other workers' streams are passed over."""
         self.close()
+        self._failed = None
         for stream in self._streams:
             stream.restore(StreamState.from_json(states[stream.name]))
         self._handed_out = self._states()
