@@ -51,10 +51,23 @@ def read_sources(path: Path) -> list[dict]:
     return entries
 
 
-def build(sources: list[dict], out: Path, params: CorpusParams, store: ObjectStore, salt: bytes, on_step: Callable[[str], None] = print) -> dict:
+def last_release(path: Path) -> dict[str, dict] | None:
+    """What sources.yaml says of the release before this one: `by_source` of its card."""
+    return yaml.safe_load(path.read_text()).get("last_release", {}).get("by_source")
+
+
+def build(
+    sources: list[dict],
+    out: Path,
+    params: CorpusParams,
+    store: ObjectStore,
+    salt: bytes,
+    on_step: Callable[[str], None] = print,
+    before: dict[str, dict] | None = None,
+) -> dict:
     """Write a release to a folder; returns its card. Equal inputs give equal bytes.
 
-    Shards that the folder holds already are left as they are.
+    Shards that the folder holds already are left as they are. `before` is what the last release held (see `last_release`).
 
     Raises:
         ReleaseRejected: it breaks an expectation. The folder is as it was then, but for the validation report.
@@ -68,12 +81,13 @@ def build(sources: list[dict], out: Path, params: CorpusParams, store: ObjectSto
     table = index.join([part.table for part in parts])
     settled = settle(table, params.quality.near_distance)
     kept = table.filter(pa.array(settled.kept))
-    report = expectations.validate(expectations.table(kept), params)
+    report = expectations.validate(kept, params, before)
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / VALIDATION, report)
     expectations.require(report)
     on_step(f"{len(kept)} samples kept, {len(settled.aside)} kept aside across sources; {len(report['results'])} expectations hold")
-    _lay_out(out, [part for part in parts if part.name in set(kept["shard"].unique().to_pylist())])
+    used = set(kept["shard"].unique().to_pylist())
+    _lay_out(out, [part for part in parts if part.name in used])
     write_json_atomic(out / REMOVED, _removed(parts, table.filter(pa.array(~settled.kept))))
     write_atomic(out / QUARANTINE, shards.quarantine_bytes([*aside, *settled.aside]))
     card = _card(kept, [*aside, *settled.aside], len(table), report)
@@ -151,11 +165,17 @@ def _card(kept: pa.Table, aside: list[Rejection], arrived: int, report: dict) ->
     return {
         "samples": len(kept),
         "counts": json.loads(json.dumps(counts, sort_keys=True)),
-        "sources": dict(sorted(Counter(kept["source"].to_pylist()).items())),
-        "licenses": dict(sorted(Counter(kept["license"].to_pylist()).items())),
+        "sources": _counted(kept, "source"),
+        "licenses": _counted(kept, "license"),
         "patients": len(kept["patient"].unique()),
         "arrived": arrived,
         "quarantined": len(aside),
         "reasons": dict(sorted(Counter(r.reason for r in aside).items())),
+        "by_source": report["by_source"],
         "expectations": {"held": sum(r["success"] for r in report["results"]), "of": len(report["results"])},
     }
+
+
+def _counted(kept: pa.Table, name: str) -> dict[str, int]:
+    groups = kept.group_by(name).aggregate([([], "count_all")]).to_pylist()
+    return dict(sorted((group[name], group["count_all"]) for group in groups))

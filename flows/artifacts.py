@@ -7,7 +7,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 from flows.curves import Line, plot
 from infra.records import digest
 from infra.settings import get_settings
-from infra.store import log_store
+from infra.store import corpus_store, log_store
 from monitoring.drift import DriftReport
 from monitoring.report import to_markdown
 from ray_jobs.gate import GateDecision
@@ -21,6 +21,7 @@ def release(record: dict) -> None:
     lines += [f"| {task} | {modality} | {n.get('train', 0)} | {n.get('val', 0)} | {n.get('test', 0)} |" for task, found in card["counts"].items() for modality, n in found.items()]
     lines += ["", f"Changed since {record['parent'] or 'nothing'}: {record['changed'] or 'nothing'}", "", f"Kept aside: {card['reasons'] or 'nothing'}"]
     create_markdown_artifact("\n".join(lines), key="corpus-release", description=record["tag"])
+    create_link_artifact(corpus_store().url(record["data_docs_key"]), key="data-docs", link_text="data docs", description=f"every expectation of {record['tag']}")
 
 
 def stages(records: list[dict]) -> None:

@@ -73,7 +73,7 @@ def demo(json: Json = False) -> None:
 @app.command()
 def retrain(
     force: Annotated[bool, typer.Option(help="Train even where results are there.")] = False,
-    refresh: Annotated[bool, typer.Option(help="Go on from the champion with the last stage only.")] = False,
+    refresh: Annotated[bool, typer.Option(help="Go on from the champion with the profile's refresh curriculum.")] = False,
     deploy: Annotated[bool, typer.Option(help="Let the endpoint serve the champion.")] = True,
     share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the profile's training steps, for a quick look.")] = 1.0,
     json: Json = False,

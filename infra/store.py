@@ -59,13 +59,14 @@ class ObjectStore:
 
     @contextmanager
     def _errors(self, key: str):
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield
         except ClientError as error:
             raise self._translated(error.response["Error"].get("Code", ""), key) or error from None
-        except BotoCoreError as error:
+        except (BotoCoreError, Boto3Error) as error:
             raise StoreUnavailable(f"the object store at {self.settings.s3_endpoint} does not answer ({type(error).__name__}); start the stack with `unimed up`") from None
 
     def _translated(self, code: str, key: str) -> Exception | None:

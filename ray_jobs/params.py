@@ -53,6 +53,11 @@ class Params(BaseModel):
                     raise ValueError(f"stage {stage.name!r}: resolution.{name}={list(sides)} must be a shorter and a longer side of at most {most} px, which the model's position table covers")
         return self
 
+    @property
+    def refresh_curriculum(self) -> tuple[StageParams, ...]:
+        """What a drift-started retraining runs from the champion: `refresh`, or the last stage where a profile names none."""
+        return self.refresh or (self.curriculum[-1].model_copy(update={"start": None}),)
+
     def shortened(self, share: float) -> "Params":
         """The same with a share of every stage's steps, for a quick look. The bootstrap stays: nothing can be drawn without a VAE.
 

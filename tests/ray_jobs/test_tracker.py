@@ -9,7 +9,7 @@ import pytest
 
 from ray_jobs import tracker
 from ray_jobs.run_log import RunLog
-from tests.train.test_run_log import ABOUT, row
+from tests.ray_jobs.test_run_log import ABOUT, row
 
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="needs the extra `mlflow`")
 

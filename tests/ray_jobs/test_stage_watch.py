@@ -6,7 +6,7 @@ from flows import stage_watch
 from flows.stage_watch import StageWatch
 from model.curriculum import StageParams
 from ray_jobs.run_log import RunLog
-from tests.train.test_run_log import ABOUT, row
+from tests.ray_jobs.test_run_log import ABOUT, row
 
 STAGE = StageParams(name="foundation", steps=200, mixture={"text": 1}, learning_rate=1e-3)
 

@@ -8,7 +8,7 @@ import pytest
 
 from ray_jobs import run_log
 from ray_jobs.run_log import RunLog
-from tests.train.outage import Wire
+from tests.ray_jobs.outage import Wire
 
 ABOUT = {"stage": {"name": "foundation", "steps": 60}, "training": {"workers": 2}, "release": "corpus/2026-11-24.1", "start": {}, "seed": 3, "workers": 2}
 

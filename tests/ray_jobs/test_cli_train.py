@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ray_jobs.run_log import RunLog
-from tests.train.test_run_log import ABOUT, keys, row
+from tests.ray_jobs.test_run_log import ABOUT, keys, row
 
 
 @pytest.fixture(scope="module")
