@@ -111,7 +111,7 @@ def _range(values: list[float], logarithmic: bool) -> tuple[float, float, list[f
     if logarithmic:
         low, high = low / 1.1, high * 1.1
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for digits in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+        for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
             marks = [mark for power in powers for digit in digits if low <= (mark := digit * 10.0**power) <= high]
             if len(marks) >= 3:
                 return low, high, marks

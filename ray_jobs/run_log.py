@@ -10,7 +10,7 @@
 | `pictures/<step>-<name>.png` | drawings on the way |
 
 A run at the paper's scale, 275,000 steps of 64 streams with some 30 samples each on 64 ranks, keeps 550 windows
-x 64 = 35,000 parts of samples of about 15,000 rows and 100 KB, 4 GB in all; one step is found in the 64 of its
+x 64 = 35,000 parts of samples of about 15,000 rows and 150 KB, 5 GB in all; one step is found in the 64 of its
 window. A log line every 20 steps makes 13,750 rows of metrics in 28 parts, 2 MB. While a part grows it is written
 again at most every 60 s (samples) or 3 s (the rest) and only if something was added.
 """
@@ -66,25 +66,29 @@ class RunLog:
 
     def metrics(self, row: dict) -> None:
         """A log line: `step`, numbers under any names, None where there is none."""
-        self._add("metrics", [{"step": int(row["step"]), "at": row.get("at") or _now(), **_numbers(row)}])
+        row = {"at": _now(), **row}
+        self._add("metrics", lambda: [{"step": int(row["step"]), "at": str(row["at"]), **_numbers(row)}])
         if self._tracker:
-            self._tracker.metrics(int(row["step"]), _numbers(row))
+            self._offer(lambda: self._tracker.metrics(int(row["step"]), _numbers(row)))
 
     def samples(self, rank: int, rows: list[dict]) -> None:
         """What steps were made of: {step, stream, position, sample} each. All samples of a step and stream come in one call."""
-        self._add("samples", [{"rank": rank, **row, "stream": int(row["stream"])} for row in rows])
+        rows = list(rows)
+        self._add("samples", lambda: [{"rank": rank, **{key: int(row[key]) for key in ("step", "stream", "position")}, "sample": str(row["sample"])} for row in rows])
 
     def event(self, step: int, kind: str, detail: str) -> None:
-        self._add("events", [{"step": step, "at": _now(), "kind": kind, "detail": detail}])
+        at = _now()
+        self._add("events", lambda: [{"step": int(step), "at": at, "kind": str(kind), "detail": str(detail)}])
 
     def picture(self, step: int, name: str, png: bytes) -> None:
         key = f"training/{self.run}/pictures/{step:09d}-{name}.png"
         self._write_soon(key, lambda: self.store.put(key, png), 0)
 
     def scores(self, step: int, scores: dict[str, float]) -> None:
-        self._add("scores", [{"step": step, "at": _now(), "name": name, "value": float(value)} for name, value in scores.items()])
+        at, scores = _now(), dict(scores)
+        self._add("scores", lambda: [{"step": int(step), "at": at, "name": str(name), "value": float(value)} for name, value in scores.items()])
         if self._tracker:
-            self._tracker.metrics(step, {f"score/{name}": value for name, value in scores.items()})
+            self._offer(lambda: self._tracker.metrics(int(step), {f"score/{name}": float(value) for name, value in scores.items()}))
 
     def flush(self, within_s: float = 10) -> bool:
         """Wait until all that was said so far is on S3: before a checkpoint counts, so that no step before it is forgotten."""
@@ -104,10 +108,10 @@ class RunLog:
 
     # -- the caller's side: into the queue, never waiting ----------------------------------------------
 
-    def _add(self, table: str, rows: list[dict]) -> None:
-        """Rows of one call share a stamp, later than that of any call before."""
+    def _add(self, table: str, rows: Callable[[], list[dict]]) -> None:
+        """Rows of one call share a stamp, later than that of any call before. The thread makes them: what is wrong with them is its concern."""
         stamp = self._recorded()
-        self._offer(lambda: self._to_parts(table, [{**row, "recorded": stamp} for row in rows]))
+        self._offer(lambda: self._to_parts(table, [{**row, "recorded": stamp} for row in rows()]))
 
     def _recorded(self) -> int:
         with self._stamping:

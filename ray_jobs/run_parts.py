@@ -20,23 +20,22 @@ class OpenPart:
     """The part of a table that one writer is at."""
 
     def __init__(self, run: str, table: str, window: int):
-        import pyarrow as pa
-
-        self.window, self._rows = window, pa.table({})
+        self.window, self._rows, self._new = window, None, []
         self.key = f"{_folder(run, table, window)}/{time.time_ns()}-{os.urandom(2).hex()}.parquet"
 
     def add(self, rows: list[dict]) -> None:
-        """Raises pyarrow.ArrowException when a column is of another kind than before."""
-        import pyarrow as pa
-
-        more = pa.Table.from_pylist(rows)
-        self._rows = pa.concat_tables([self._rows, more], promote_options="permissive") if self._rows.num_rows else more
+        """A column is of one kind in all rows."""
+        self._new += rows
 
     def write(self, store: ObjectStore) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if self._new:
+            tables = [pa.Table.from_pylist(self._new)] if self._rows is None else [self._rows, pa.Table.from_pylist(self._new)]
+            self._rows, self._new = pa.concat_tables(tables, promote_options="permissive").combine_chunks(), []
         buffer = io.BytesIO()
-        pq.write_table(self._rows.combine_chunks(), buffer, compression="zstd")
+        pq.write_table(self._rows, buffer, compression="zstd")
         store.put(self.key, buffer.getvalue())
 
 

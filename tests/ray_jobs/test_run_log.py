@@ -158,8 +158,10 @@ def test_an_entry_that_cannot_be_kept_costs_no_other(s3, capsys):
     log.samples(0, [{"step": 1, "stream": 0, "position": 0, "sample": "a"}])
     log.samples(0, [{"step": 2, "stream": 0, "position": "second", "sample": "b"}])
     log.samples(0, [{"step": 3, "stream": 0, "position": 4, "sample": "c"}])
+    log.metrics({"ce": 1.0})
+    log.metrics(row(3, ce="much"))
     log.close()
-    assert log.lost == 1 and "1 entries lost" in capsys.readouterr().out
+    assert log.lost == 3 and "3 entries lost" in capsys.readouterr().out
     assert [run_log.samples_of("foundation-odd", step)[0]["sample"] for step in (1, 3)] == ["a", "c"]
 
 
