@@ -105,11 +105,8 @@ def packer(golden: Golden) -> Rows:
 @check("02_attention_mask")
 def attention_mask(golden: Golden) -> Rows:
     given, dense = golden.json("02_attention_mask"), golden.tensors("02_attention_mask")["dense"].bool()
-    ours = torch.zeros_like(dense)
-    start = 0
-    for length, mask in zip(given["sample_lens"], sample_mask(given["sample_lens"], given["split_lens"], given["attn_modes"])):
-        ours[start : start + length, start : start + length] = mask[:length, :length]
-        start += length
+    masks = zip(given["sample_lens"], sample_mask(given["sample_lens"], given["split_lens"], given["attn_modes"]))
+    ours = torch.block_diag(*(mask[:length, :length] for length, mask in masks)).bool()
     yield exact("02_attention_mask", "dense mask", ours, dense)
 
 
@@ -279,8 +276,8 @@ def understanding(golden: Golden) -> Rows:
 @torch.no_grad()
 def batched_text(golden: Golden) -> Rows:
     case, model = golden.tensors("08_batched_text"), golden.model
-    keys = sorted((k for k in case if k.startswith("prompt")), key=lambda k: int(k.removeprefix("prompt")))
-    prompts = [[TextItem(case[key].tolist())] for key in keys]
+    numbers = sorted(int(key.removeprefix("prompt")) for key in case if key.startswith("prompt"))
+    prompts = [[TextItem(case[f"prompt{number}"].tolist())] for number in numbers]
     logits = model.language_model.lm_head(_hidden(model, pack(prompts, model.config)))
     yield close("08_batched_text", "prefill logits", logits, case["prefill_logits"], 5e-5)
     steps = len(case["tokens"])
@@ -382,8 +379,7 @@ def preprocess(golden: Golden) -> Rows:
     yield exact("12_preprocess", f"{len(found)} resize decisions", found, [(row["out_width"], row["out_height"]) for row in told["table"]])
     image = Image.fromarray(case["image_uint8"].numpy())
     for name in sorted(case.keys() - {"image_uint8"}):
-        longest, shortest, stride = map(int, name.split("_")[1:])
-        rule = ResizeRule(max_size=longest, min_size=shortest, stride=stride, max_pixels=14 * 14 * 9 * 1024)
+        rule = ResizeRule(**dict(zip(("max_size", "min_size", "stride"), map(int, name.split("_")[1:]))))
         # Bicubic filters differ by two grey levels between Pillow releases.
         yield close("12_preprocess", name, to_tensor(resize(image, rule)), case[name], 2 / 255)
 
