@@ -28,6 +28,15 @@ class BurnedInParams(_Section):
     letters: float = Field(4, ge=3, description="letters in a row from which a picture is kept aside")
 
 
+class ModalityParams(_Section):
+    """When a picture looks like another modality than its label names. Margins go from 0, no preference, to about 1."""
+
+    disagrees: float = Field(0.6, gt=0, description="margin of the other modality from which a picture is kept aside")
+    doubted: float = Field(0.4, gt=0, description="and from which a person should look at it")
+    min_pictures: int = Field(20, ge=2, description="of a kind; fewer are not enough to know it")
+    max_share: float = Field(0.2, gt=0, le=1, description="of a source's pictures; where more disagree, a person decides")
+
+
 class QualityParams(_Section):
     """What a record must satisfy to be kept."""
 
@@ -43,6 +52,7 @@ class QualityParams(_Section):
     languages: tuple[str, ...] = ("en",)
     licenses: tuple[str, ...] = LICENSES
     burned_in: BurnedInParams = BurnedInParams()
+    modality: ModalityParams = ModalityParams()
 
 
 class ShardParams(_Section):

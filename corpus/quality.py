@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image as Pillow
 from PIL import ExifTags, ImageOps
 
-from corpus import burned_in, captions, originals, tasks, vocabulary
+from corpus import burned_in, captions, originals, picture_kind, tasks, vocabulary
 from corpus.params import BurnedInParams, QualityParams
 from corpus.patients import patient_key
 from corpus.record import Record, Rejection, Unreadable
@@ -140,4 +140,4 @@ def measures(picture: Pillow.Image) -> dict:
     low = _LOW_FREQUENCIES @ cells @ _LOW_FREQUENCIES.T
     steps = np.asarray(grey.resize((9, 8), Pillow.Resampling.LANCZOS))
     bits = np.concatenate([(low > np.median(low)).ravel(), (steps[:, 1:] > steps[:, :-1]).ravel()])
-    return {"entropy": round(grey.entropy(), 4), "look": np.packbits(bits).tobytes().hex()}
+    return {"entropy": round(grey.entropy(), 4), "look": np.packbits(bits).tobytes().hex(), "features": picture_kind.features(grey, cells, small).hex()}
