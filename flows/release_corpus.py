@@ -21,7 +21,7 @@ def make_release(force: bool, on_line) -> dict:
         LeaseHeld: another release is being made.
         RepositoryError: the release was refused or a command failed.
     """
-    from corpus import intake
+    from corpus import intake, review
     from infra.corpus_repo import CorpusRepo
     from infra.lease import Lease
     from infra.settings import get_settings
@@ -31,14 +31,15 @@ def make_release(force: bool, on_line) -> dict:
     store, settings = corpus_store(), get_settings()
     sources = _sources(settings.repo_dir, intake.sources(store))
     corpus = load_params(settings.params_file).corpus.model_dump(mode="json")
-    inputs = digest({"sources": sources, "params": corpus, "code": source_fingerprint("corpus")})
+    decisions = review.pinned(store)
+    inputs = digest({"sources": sources, "decisions": decisions, "params": corpus, "code": source_fingerprint("corpus")})
     latest = latest_release(store)
     if latest and latest["inputs_digest"] == inputs and not force:
         return latest | {"how": "up to date"}
     with Lease("release", holder=inputs, wait_s=600, on_wait=on_line):
         repo = CorpusRepo(settings)
         repo.prepare()
-        repo.write("sources.yaml", _yaml(sources))
+        repo.write("sources.yaml", _yaml({"sources": sources} | ({"decisions": decisions} if decisions else {})))
         repo.reproduce(on_line)
         shards, card = repo.shards(), repo.read_json("data/release/card.json")
         repo.push()
@@ -54,6 +55,7 @@ def make_release(force: bool, on_line) -> dict:
             "card": card,
             "changed": _changed(latest, card),
             "quarantine_key": repo.file("quarantine.parquet")["key"],
+            "doubts_key": repo.file("doubts.parquet")["key"],
             "removed": repo.file("removed.json"),
             "shards": shards,
         }
@@ -78,13 +80,13 @@ def _sources(repo, taken_in: list[dict]) -> list:
     import yaml
 
     listed = yaml.safe_load((repo / "sources.yaml").read_text())["sources"]
-    return listed + [{key: source[key] for key in ("name", "shards", "removed", "quarantine")} for source in taken_in]
+    return listed + [{key: source[key] for key in ("name", "shards", "held", "stale", "removed", "quarantine") if key in source} for source in taken_in]
 
 
-def _yaml(sources: list) -> str:
+def _yaml(content: dict) -> str:
     import yaml
 
-    return yaml.safe_dump({"sources": sources}, sort_keys=False)
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def _changed(parent: dict | None, card: dict) -> dict[str, int]:

@@ -13,6 +13,7 @@ from corpus.readers import formats
 from corpus.readers.source import Source
 from infra.settings import get_settings
 from infra.store import corpus_store
+from ray_jobs import alignment
 from ray_jobs.examination import on_cluster
 from ray_jobs.params import load_params
 
@@ -22,8 +23,9 @@ COUNT_S = 5.0
 
 def build_release(sources: Path, out: Path, params_file: Path) -> dict:
     """Build the release of `sources` into `out`; returns its card."""
-    params = load_params(params_file)
-    return release.build(release.read_sources(sources), out, params.corpus, corpus_store(), salt())
+    params, store = load_params(params_file), corpus_store()
+    scorer = alignment.scorer(params.corpus.quality.alignment.scorer)
+    return release.build(release.read_sources(sources), out, params.corpus, store, salt(), decisions=release.read_decisions(sources, store), scorer=scorer)
 
 
 def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress = lambda seen, of: None, **said) -> dict:
