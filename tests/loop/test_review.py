@@ -24,7 +24,7 @@ def release(stack, tmp_path_factory):
         known = {"modality": "Ultrasound", "license": "CC0-1.0", "source": "ward", "caption": f"Ultrasound image number {n}."}
         lines.append(json.dumps({"id": f"u{n}", "image": f"{n}.png", "patient": f"p{n}", **known}))
     (folder / "records.jsonl").write_text("\n".join(lines))
-    assert unimed("add", str(folder), "--json")["reasons"] == {"burned-in-text": 1}
+    assert unimed("add", str(folder), "--workers", "1", "--json")["reasons"] == {"burned-in-text": 1}
     return unimed("release", "--json")["tag"]
 
 
