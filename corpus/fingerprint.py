@@ -2,11 +2,13 @@
 
 import hashlib
 from dataclasses import fields, replace
+from operator import attrgetter
 
 from corpus.readers.pictures import PictureBytes, PictureFile
 from corpus.record import Record, Unreadable
 
 _PICTURES = ("images", "target")
+_SAID = attrgetter(*(f.name for f in fields(Record) if f.name not in (*_PICTURES, "where")))
 
 
 def fingerprint(record: Record, key: bytes) -> tuple[Record, int]:
@@ -23,7 +25,7 @@ def fingerprint(record: Record, key: bytes) -> tuple[Record, int]:
     except Unreadable:
         return record, 0
     whole = hashlib.blake2b(key=key[:64], digest_size=8)
-    whole.update(repr([(f.name, getattr(record, f.name)) for f in fields(record) if f.name not in (*_PICTURES, "where")]).encode())
+    whole.update(repr(_SAID(record)).encode())
     for picture in loaded:
         whole.update(len(picture.data).to_bytes(8, "little"))
         whole.update(picture.data)

@@ -144,6 +144,8 @@ class _Known:
 
     def has(self, sample: Sample) -> bool:
         """True, and its row counts from now on, if this very sample is there."""
+        if not len(self.table):
+            return False
         rows = self._by["content"].rows(index.content(sample))
         free = rows[~self.used[rows]]
         self.used[free[:1]] = True

@@ -10,7 +10,8 @@ from PIL import Image as Pillow
 
 _SOI, _EOI, _SOS, _APP0, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xEE
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
-_WITHIN_SCAN = {b"\x00", *(bytes((code,)) for code in range(0xD0, 0xD8))}
+# Within a scan, neither a stuffed byte nor a restart.
+_NEXT = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 # A picture's colours may be told from these two alone; of each only the standard's own bytes stay.
 _JFIF, _ADOBE = b"JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00", 12
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -71,9 +72,6 @@ def _jpeg(data: bytes) -> bytes | None:
 
 
 def _end_of_scan(data: bytes, at: int) -> int:
-    """Where the next marker begins that is neither a stuffed byte nor a restart; the end of the data if there is none."""
-    while (at := data.find(b"\xff", at)) >= 0:
-        if data[at + 1 : at + 2] not in _WITHIN_SCAN:
-            return at
-        at += 2
-    return len(data)
+    """Where the marker after a scan begins; the end of the data if there is none."""
+    found = _NEXT.search(data, at)
+    return found.start() if found else len(data)

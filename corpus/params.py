@@ -88,6 +88,8 @@ class ExpectationParams(_Section):
     modalities: tuple[str, ...] = Field(UNIMED_MODALITIES, description="each must be present")
     min_per_modality: int = Field(20, ge=1, description="samples")
     min_per_split: int = Field(20, ge=1, description="samples")
+    max_shift: float = Field(0.2, gt=0, le=1, description="how far a task's, modality's or split's share of a source may move from one release to the next")
+    balance_from: int = Field(100, ge=1, description="samples a source needs in both releases for its shares to be compared")
 
 
 class CorpusParams(_Section):

@@ -9,16 +9,13 @@ from PIL import ExifTags, ImageOps
 
 from corpus import burned_in, captions, originals, picture_kind, tasks, vocabulary
 from corpus.params import BurnedInParams, QualityParams
+from corpus.look import look
 from corpus.patients import patient_key
 from corpus.record import HeldBack, Record, Rejection, Unreadable
 from corpus.sample import Image, Sample, Turn
 
 # At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
 logging.getLogger("PIL").setLevel(logging.INFO)
-
-
-# DCT-II of 32 points, its eight lowest frequencies.
-_LOW_FREQUENCIES = np.cos(np.pi / 32 * np.outer(np.arange(8), np.arange(32) + 0.5)).astype(np.float32)
 
 
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:
@@ -140,16 +137,9 @@ def _picture_doubts(picture: Pillow.Image, entropy: float, params: QualityParams
 
 
 def measures(picture: Pillow.Image) -> dict:
-    """What later checks want to know of a picture: entropy in bits, and its look: two 64-bit hashes that survive resizing and recoding.
-
-    They are the field's pHash (signs of the 8x8 lowest DCT coefficients of a 32x32 reduction about their median) and
-    dHash (is a cell of a 9x8 reduction brighter than its left neighbour?), as the package imagehash computes them.
-    """
+    """What later checks want to know of a picture: entropy in bits, and its look (see `corpus.look`)."""
     # A large picture is first made smaller, cheaply: every measure is of its gross features.
     small = picture.reduce(max(1, min(picture.size) // 64))
     grey = small if small.mode == "L" else small.convert("L")
-    cells = np.asarray(grey.resize((32, 32), Pillow.Resampling.LANCZOS), dtype=np.float32)
-    low = _LOW_FREQUENCIES @ cells @ _LOW_FREQUENCIES.T
-    steps = np.asarray(grey.resize((9, 8), Pillow.Resampling.LANCZOS))
-    bits = np.concatenate([(low > np.median(low)).ravel(), (steps[:, 1:] > steps[:, :-1]).ravel()])
-    return {"entropy": round(grey.entropy(), 4), "look": np.packbits(bits).tobytes().hex(), "features": picture_kind.features(grey, cells, small).hex()}
+    pixels = np.asarray(grey)
+    return {"entropy": round(grey.entropy(), 4), "look": look(pixels), "features": picture_kind.features(pixels, grey, small).hex()}

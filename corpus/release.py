@@ -59,6 +59,11 @@ def read_decisions(path: Path, store: ObjectStore) -> review.Decisions:
     return review.read(store, yaml.safe_load(path.read_text()).get("decisions"))
 
 
+def last_release(path: Path) -> dict[str, dict] | None:
+    """What sources.yaml says of the release before this one: `by_source` of its card."""
+    return yaml.safe_load(path.read_text()).get("last_release", {}).get("by_source")
+
+
 def build(
     sources: list[dict],
     out: Path,
@@ -66,12 +71,13 @@ def build(
     store: ObjectStore,
     salt: bytes,
     on_step: Callable[[str], None] = print,
+    before: dict[str, dict] | None = None,
     decisions: review.Decisions = review.Decisions(),
     scorer: alignment.MakeScorer | None = None,
 ) -> dict:
     """Write a release to a folder; returns its card. Equal inputs give equal bytes.
 
-    Shards that the folder holds already are left as they are.
+    Shards that the folder holds already are left as they are. `before` is what the last release held (see `last_release`).
 
     Raises:
         ReleaseRejected: it breaks an expectation. The folder is as it was then, but for the validation report.
@@ -88,12 +94,13 @@ def build(
     checked = content.check(table, settled.kept, params.quality, decisions, scores)
     late = [*settled.aside, *checked.aside]
     kept = table.filter(pa.array(checked.kept))
-    report = expectations.validate(expectations.table(kept), params)
+    report = expectations.validate(kept, params, before)
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / VALIDATION, report)
     expectations.require(report)
     on_step(f"{len(kept)} samples kept, {len(late)} kept aside across sources, {len(checked.doubts)} for a person to look at; {len(report['results'])} expectations hold")
-    _lay_out(out, [part for part in parts if part.name in set(kept["shard"].unique().to_pylist())])
+    used = set(kept["shard"].unique().to_pylist())
+    _lay_out(out, [part for part in parts if part.name in used])
     write_json_atomic(out / REMOVED, _removed(parts, table.filter(pa.array(~checked.kept))))
     write_atomic(out / QUARANTINE, shards.quarantine_bytes([*aside, *late]))
     write_atomic(out / DOUBTS, shards.quarantine_bytes(checked.doubts))
@@ -175,12 +182,18 @@ def _card(kept: pa.Table, aside: list[Rejection], doubts: list[Rejection], arriv
     return {
         "samples": len(kept),
         "counts": json.loads(json.dumps(counts, sort_keys=True)),
-        "sources": dict(sorted(Counter(kept["source"].to_pylist()).items())),
-        "licenses": dict(sorted(Counter(kept["license"].to_pylist()).items())),
+        "sources": _counted(kept, "source"),
+        "licenses": _counted(kept, "license"),
         "patients": len(kept["patient"].unique()),
         "arrived": arrived,
         "quarantined": len(aside),
         "reasons": dict(sorted(Counter(r.reason for r in aside).items())),
         "doubts": dict(sorted(Counter(r.reason for r in doubts).items())),
+        "by_source": report["by_source"],
         "expectations": {"held": sum(r["success"] for r in report["results"]), "of": len(report["results"])},
     }
+
+
+def _counted(kept: pa.Table, name: str) -> dict[str, int]:
+    groups = kept.group_by(name).aggregate([([], "count_all")]).to_pylist()
+    return dict(sorted((group[name], group["count_all"]) for group in groups))

@@ -6,7 +6,7 @@ Training samples, benchmark items and served requests are all Samples; Parquet r
 import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -132,8 +132,8 @@ class Sample:
         """The sample as a row of `SCHEMA`."""
         row = {name: getattr(self, name) for name in _TEXT_COLUMNS}
         row["labels"], row["quality"] = _json(self.labels), _json(self.quality)
-        row["parts"] = [asdict(part) | {"views": list(part.views)} for part in self.parts]
-        row["images"] = [asdict(image) for image in self.images]
+        row["parts"] = [{name: getattr(part, name) for name in Part.__slots__} for part in self.parts]
+        row["images"] = [{name: getattr(image, name) for name in Image.__slots__} for image in self.images]
         return row
 
     @classmethod
@@ -160,5 +160,4 @@ def _is_grey(pixels: np.ndarray) -> bool:
     return np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2])
 
 
-def _json(obj: dict) -> str:
-    return json.dumps(obj, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode

@@ -4,17 +4,23 @@ The user's checkout is only read. Each release is a commit of `dvc.lock`, a tag 
 shards in the DVC remote on S3.
 """
 
-import hashlib
+import fcntl
 import json
+import logging
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
-from infra.records import write_atomic
+from infra.lease import LeaseHeld
+from infra.records import source_fingerprint, write_atomic
 from infra.settings import Settings, get_settings
 from infra.store import ObjectStore
 
@@ -27,30 +33,73 @@ class RepositoryError(RuntimeError):
 
 
 class CorpusRepo:
-    """The clone. One writer at a time: callers hold the release lease."""
+    """The clone. One writer at a time: callers hold it, and the release lease."""
 
     def __init__(self, settings: Settings | None = None):
         self.settings = settings or get_settings()
         self.path = self.settings.state_dir / "corpus-repo"
+        self._lock: list[int] = []
 
-    def prepare(self) -> None:
-        """Bring code, parameters and DVC remote of the clone up to date with the user's checkout."""
+    @contextmanager
+    def held(self, wait_s: float = 0) -> Iterator[None]:
+        """The clone for this process alone; the operating system frees it when the process and those it started are dead.
+
+        Raises:
+            LeaseHeld: another process still has it after `wait_s` seconds.
+        """
+        end = time.monotonic() + wait_s
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "w") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= end:
+                        raise LeaseHeld("another release is being made on this machine; run this one again when that is done") from None
+                    time.sleep(0.5)
+            # Processes that are started meanwhile hold it as well.
+            self._lock = [file.fileno()]
+            try:
+                yield
+            finally:
+                self._lock = []
+
+    def prepare(self, released: Iterable[str]) -> None:
+        """Bring code, parameters and DVC remote of the clone up to date with the user's checkout, and clear up after a crash.
+
+        Args:
+            released: tags of all releases; other release tags are of releases that did not come to their end, and go.
+        """
         if not (self.path / ".git").exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._run(["git", "clone", "--quiet", "--no-hardlinks", str(self.settings.repo_dir), str(self.path)], cwd=self.settings.repo_dir)
-        for key, value in (("user.name", "UniMed Ops"), ("user.email", "unimed-ops@localhost")):
-            self._git("config", key, value)
+            self._clone()
+        for lock in (".git/index.lock", ".git/HEAD.lock", ".git/refs/heads/corpus.lock"):
+            (self.path / lock).unlink(missing_ok=True)
+        self.drop(set(self.tags()) - set(released))
         self._git("fetch", "--quiet", "origin", "HEAD")
         # Releases live on their own branch; code follows the checkout, the release's own files stay.
-        self._git("checkout", "--quiet", "-B", "corpus")
-        released = {name: (self.path / name).read_bytes() for name in ("dvc.lock", "sources.yaml") if (self.path / name).exists() and self.tags()}
+        self._git("checkout", "--quiet", "--force", "-B", "corpus")
+        made = {name: (self.path / name).read_bytes() for name in ("dvc.lock", "sources.yaml") if (self.path / name).exists() and self.tags()}
         self._git("reset", "--quiet", "--hard", "FETCH_HEAD")
-        for name, content in released.items():
+        for name, content in made.items():
             write_atomic(self.path / name, content)
         write_atomic(self.path / "params.yaml", self.settings.params_file.read_bytes())
         remote = {"url": f"s3://{self.settings.bucket_corpus}/{REMOTE_PREFIX}", "endpointurl": self.settings.s3_endpoint}
         lines = ["['remote \"s3\"']", *(f"    {key} = {value}" for key, value in remote.items())]
         write_atomic(self.path / ".dvc" / "config.local", "\n".join([*lines, ""]).encode())
+
+    def _clone(self) -> None:
+        """Clone beside the place, then rename: there is no half clone."""
+        beside = self.path.with_suffix(".new")
+        shutil.rmtree(beside, ignore_errors=True)
+        self._run(["git", "clone", "--quiet", "--no-hardlinks", str(self.settings.repo_dir), str(beside)], cwd=self.settings.repo_dir)
+        for key, value in (("user.name", "UniMed Ops"), ("user.email", "unimed-ops@localhost")):
+            self._run(["git", "config", key, value], cwd=beside)
+        os.rename(beside, self.path)
+
+    def runs_our_code(self, *packages: str) -> bool:
+        """True if these packages of the clone are, file by file, those of this process."""
+        return source_fingerprint(*packages) == source_fingerprint(*packages, root=self.path)
 
     def write(self, relative: str, text: str) -> None:
         write_atomic(self.path / relative, text.encode())
@@ -64,6 +113,38 @@ class CorpusRepo:
         # Quiet: the stage's own lines and DVC's errors still come.
         self._dvc("repro", "--quiet", "release", on_line=on_line)
 
+    def take_up(self) -> None:
+        """`dvc commit`: what was built in the release folder becomes the stage's outcome, as after `dvc repro`. Only new files are hashed.
+
+        Raises:
+            RepositoryError: DVC failed.
+        """
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+
+        logging.getLogger("dvc").setLevel(logging.ERROR)
+        try:
+            with Repo(str(self.path)) as repo:
+                repo.commit(f"{self.path / 'dvc.yaml'}:release", force=True)
+        except DvcException as error:
+            raise RepositoryError(f"`dvc commit` failed in {self.path}: {error}") from error
+
+    def push(self, files: Iterable[dict], there: set[str]) -> None:
+        """Send what is new to S3 under the names that `dvc pull` looks for; the list of the folder's files goes last.
+
+        Args:
+            files: of the release, see `files`.
+            there: keys of objects known to be on S3.
+        """
+        store = ObjectStore(self.settings.bucket_corpus, self.settings)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda md5: self._send(md5, store), [file["md5"] for file in files if file["key"] not in there]))
+        self._send(self.dvc_hash(), store)
+
+    def _send(self, md5: str, store: ObjectStore) -> None:
+        if not store.exists(object_key(md5)):
+            store.upload_file(self._cached(md5), object_key(md5))
+
     def read_json(self, relative: str) -> dict:
         return json.loads((self.path / relative).read_text())
 
@@ -72,17 +153,16 @@ class CorpusRepo:
         lock = yaml.safe_load((self.path / "dvc.lock").read_text())
         return lock["stages"]["release"]["outs"][0]["md5"]
 
-    def push(self) -> None:
-        """Send what is new to S3; nothing, if nothing is."""
-        self._dvc("push", "-j", "4")
-
-    def commit_and_tag(self, message: str) -> str:
-        """Commit the release's files and tag them; returns the tag."""
+    def commit_and_tag(self, message: str, tag: str) -> None:
+        """Commit the release's files and tag them."""
         self._git("add", "dvc.lock", "sources.yaml", "params.yaml")
         self._git("commit", "--quiet", "--allow-empty", "-m", message)
-        tag = self._next_tag()
         self._git("tag", "-a", tag, "-m", message)
-        return tag
+
+    def drop(self, tags: Iterable[str]) -> None:
+        """Delete tags of releases that came to nothing."""
+        if names := sorted(tags):
+            self._git("tag", "-d", *names)
 
     def commit(self) -> str:
         return self._git("rev-parse", "HEAD").strip()
@@ -91,32 +171,21 @@ class CorpusRepo:
         """Release tags, oldest first."""
         return self._git("tag", "--list", "corpus/*", "--sort=creatordate").split()
 
-    def shards(self) -> list[dict]:
-        """{path, md5, key, size} of the shards and their indexes, where `key` is the object in the corpus bucket."""
-        return [self.file(path) for path in sorted((self.path / OUT / "shards").rglob("*.parquet"))]
+    def files(self) -> dict[str, dict]:
+        """{path: {path, md5, key, size}} of the release's files as DVC took them up; `key` is the object in the corpus bucket."""
+        listed = json.loads(self._cached(self.dvc_hash()).read_text())
+        return {entry["relpath"]: self._file(entry["relpath"], entry["md5"]) for entry in sorted(listed, key=lambda e: e["relpath"])}
 
-    def file(self, path: str | Path) -> dict:
-        """{path, md5, key, size} of a file of the release."""
-        whole = self.path / OUT / path
-        md5 = file_md5(whole)
-        return {"path": whole.relative_to(self.path / OUT).as_posix(), "md5": md5, "key": object_key(md5), "size": whole.stat().st_size}
+    def _file(self, path: str, md5: str) -> dict:
+        return {"path": path, "md5": md5, "key": object_key(md5), "size": (self.path / OUT / path).stat().st_size}
+
+    def _cached(self, md5: str) -> Path:
+        return self.path / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
 
     def discard(self, md5s: Iterable[str]) -> None:
         """Delete files of these hashes from DVC's cache in the clone."""
         for md5 in md5s:
-            (self.path / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]).unlink(missing_ok=True)
-
-    def check_pushed(self, shards: list[dict]) -> None:
-        """Raises RepositoryError when a shard did not reach S3."""
-        store = ObjectStore(self.settings.bucket_corpus, self.settings)
-        missing = [shard["path"] for shard in shards if not store.exists(shard["key"])]
-        if missing:
-            raise RepositoryError(f"dvc push left out {missing[0]} (and {len(missing) - 1} more); run the release again")
-
-    def _next_tag(self) -> str:
-        day = f"corpus/{datetime.now(UTC):%Y-%m-%d}"
-        taken = [int(tag.rsplit(".", 1)[1]) for tag in self.tags() if tag.startswith(f"{day}.")]
-        return f"{day}.{max(taken, default=0) + 1}"
+            self._cached(md5).unlink(missing_ok=True)
 
     def _git(self, *arguments: str) -> str:
         return self._run(["git", *arguments])
@@ -125,12 +194,11 @@ class CorpusRepo:
         return self._run([sys.executable, "-m", "dvc", *arguments], on_line=on_line)
 
     def _run(self, command: list[str], cwd: Path | None = None, on_line: Callable[[str], None] = lambda line: None) -> str:
-        import os
-
         environment = os.environ | self.settings.process_environment()
         # The clone's own code builds the release, by the interpreter that runs us.
         environment |= {"PYTHONPATH": str(cwd or self.path), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-        process = subprocess.Popen(command, cwd=cwd or self.path, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process = subprocess.Popen(command, cwd=cwd or self.path, env=environment, pass_fds=self._lock, **pipes)
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -138,12 +206,6 @@ class CorpusRepo:
         if process.wait(timeout=600):
             raise RepositoryError(f"`{' '.join(command[-4:])}` failed in {cwd or self.path}:\n{''.join(lines[-15:])}")
         return "".join(lines)
-
-
-def file_md5(path: Path) -> str:
-    """DVC's name for a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def object_key(md5: str) -> str:

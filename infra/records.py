@@ -42,12 +42,12 @@ def write_json_atomic(path: Path, obj: object) -> None:
     write_atomic(path, json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
-def source_fingerprint(*packages: str) -> str:
-    """Hash of the Python sources of packages: a changed step is not taken for the one that ran before."""
+def source_fingerprint(*packages: str, root: Path | None = None) -> str:
+    """Hash of the Python sources of packages, of those below `root` if it is given: a changed step is not taken for the one that ran before."""
     sources = {}
     for package in packages:
-        root = Path(find_spec(package).submodule_search_locations[0])
-        sources |= {f"{package}/{path.relative_to(root)}": file_sha256(path) for path in sorted(root.rglob("*.py"))}
+        folder = root / package if root else Path(find_spec(package).submodule_search_locations[0])
+        sources |= {f"{package}/{path.relative_to(folder)}": file_sha256(path) for path in sorted(folder.rglob("*.py"))}
     return digest(sources)
 
 

@@ -59,13 +59,14 @@ class ObjectStore:
 
     @contextmanager
     def _errors(self, key: str):
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield
         except ClientError as error:
             raise self._translated(error.response["Error"].get("Code", ""), key) or error from None
-        except BotoCoreError as error:
+        except (BotoCoreError, Boto3Error) as error:
             raise StoreUnavailable(f"the object store at {self.settings.s3_endpoint} does not answer ({type(error).__name__}); start the stack with `unimed up`") from None
 
     def _translated(self, code: str, key: str) -> Exception | None:
@@ -128,6 +129,12 @@ class ObjectStore:
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for entry in page.get("Contents", ()):
                     yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"])
+
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """What lies directly under a prefix that ends in "/", as prefixes that do so too, in order."""
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
+            return tuple(sorted(entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())))
 
     def delete(self, key: str) -> None:
         with self._errors(key):

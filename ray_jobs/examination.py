@@ -20,7 +20,7 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
 
     if not ray.is_initialized():
         get_settings().export()
-        ray.init(address="auto", log_to_driver=False)
+        ray.init(address=get_settings().ray_address, log_to_driver=False)
     cores = workers or int(ray.cluster_resources().get("CPU", 1))
     # It claims no core: taking in must not wait for a training to end.
     task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_examine_batch)

@@ -21,14 +21,15 @@ OnProgress = Callable[[int, int | None], None]
 COUNT_S = 5.0
 
 
-def build_release(sources: Path, out: Path, params_file: Path) -> dict:
+def build_release(sources: Path, out: Path, params_file: Path, on_step: Callable[[str], None] = print) -> dict:
     """Build the release of `sources` into `out`; returns its card."""
     params, store = load_params(params_file), corpus_store()
     scorer = alignment.scorer(params.corpus.quality.alignment.scorer)
-    return release.build(release.read_sources(sources), out, params.corpus, store, salt(), decisions=release.read_decisions(sources, store), scorer=scorer)
+    decisions = release.read_decisions(sources, store)
+    return release.build(release.read_sources(sources), out, params.corpus, store, salt(), on_step, release.last_release(sources), decisions, scorer)
 
 
-def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress = lambda seen, of: None, **said) -> dict:
+def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress | None = None, **said) -> dict:
     """Take a file or folder in; returns the source's record.
 
     Args:
@@ -45,9 +46,13 @@ def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, 
     folder = path.resolve()
     label = name or (folder.name if folder.is_dir() else folder.parent.name)
     source = Source(folder, label.lower().replace(" ", "-"), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt(), **said)
-    count = _count(source, format)
+    tell = _telling(on_progress, _count(source, format)) if on_progress else lambda seen: None
     examine = intake.one_by_one(params.corpus, salt()) if workers == 1 else on_cluster(params.corpus, salt(), workers)
-    return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), salt(), examine, lambda seen: on_progress(seen, count))
+    return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), salt(), examine, tell)
+
+
+def _telling(on_progress: OnProgress, count: int | None) -> Callable[[int], None]:
+    return lambda seen: on_progress(seen, count)
 
 
 def _count(source: Source, format: str) -> int | None:

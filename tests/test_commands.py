@@ -36,3 +36,20 @@ def test_the_network_bench_prints_rows():
     for row in rows:
         assert set(row) == {"name", "value", "unit", "peer", "peer_value", "ratio", "goal", "met"}
         assert row["ratio"] == pytest.approx(row["value"] / row["peer_value"]) and row["met"] == (row["ratio"] >= row["goal"])
+
+
+def test_the_scale_bench_measures_and_projects(tmp_path):
+    done = run("bench.corpus_scale", "--quick", "--save", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [r["records"] for r in found["releases"]] == [1000, 2000, 3000] and found["releases"][0]["peak_mb"] > 50
+    assert found["projected"]["records"] == 5_600_000 and found["projected"]["no_op_s"] >= 0 and found["commit"]
+
+
+def test_projections_are_lines_through_what_was_measured():
+    from bench.corpus_scale import project
+
+    sizes = (100, 200, 300)
+    releases = [dict.fromkeys(("no_op_s", "peak_mb", "expectations_s"), 1 + n) | dict.fromkeys(("first_s", "changed_s"), n * n) | {"records": n} for n in sizes]
+    found = project(releases, [{"files": n, "add_s": 2 * n, "status_s": n} for n in sizes], goal=1000)
+    assert (found["no_op_s"], found["first_s"], found["dvc_add_s"]) == (1001, 1e6, 2000)

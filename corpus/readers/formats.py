@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -88,8 +89,14 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
 def _folders(item: Record | Rejection) -> set[str]:
     """Folders of the pictures that a record names: the other files in them belong to the same layout."""
     named = [opener for opener in (*item.images, item.target) if isinstance(opener, PictureFile)] if isinstance(item, Record) else []
-    paths = [(os.path.abspath(opener.root / opener.relative), os.path.abspath(opener.root)) for opener in named]
-    return {os.path.dirname(path) for path, root in paths if Path(path).is_relative_to(root)}
+    return {folder for opener in named if (folder := _folder(opener.root, os.path.dirname(opener.relative)))}
+
+
+@lru_cache(maxsize=1024)
+def _folder(root: Path, relative: str) -> str | None:
+    """A folder below a root, or None if it is not below it."""
+    top, folder = os.path.abspath(root), os.path.abspath(root / relative)
+    return folder if Path(folder).is_relative_to(top) else None
 
 
 def _unread(file: Path, source: Source) -> Rejection:

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import io
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,13 +30,19 @@ class PictureFile:
 
     def path(self) -> Path:
         """Where the file lies. Raises Unreadable: path-outside-folder, missing-image."""
-        root = _resolved(self.root)
+        return Path(self._found())
+
+    def _found(self) -> str:
+        folder, name = os.path.split(self.relative)
         try:
-            path = (root / self.relative).resolve()
-            there = path.is_file()
+            root, inner = _resolved(self.root, ""), _resolved(self.root, folder)
+            path = os.path.join(inner, name)
+            if os.path.islink(path) or name in ("", ".", ".."):
+                path = os.path.realpath(path)
+            there = os.path.isfile(path)
         except (OSError, ValueError, RuntimeError):
             raise Unreadable("missing-image", "not the name of a file") from None
-        if not path.is_relative_to(root):
+        if not path.startswith(os.path.join(root, "")):
             raise Unreadable("path-outside-folder", "the image path leaves the source's folder")
         if not there:
             raise Unreadable("missing-image", "no such file")
@@ -44,7 +51,8 @@ class PictureFile:
     def read(self) -> bytes:
         """The file's bytes. Raises Unreadable as `path`, or unreadable-image."""
         try:
-            return self.path().read_bytes()
+            with open(self._found(), "rb") as file:
+                return file.read()
         except OSError as error:
             raise Unreadable("unreadable-image", f"cannot be read ({type(error).__name__})") from None
 
@@ -52,9 +60,10 @@ class PictureFile:
         return _decoded(self.read(), self.max_pixels)
 
 
-@lru_cache(maxsize=16)
-def _resolved(root: Path) -> Path:
-    return root.resolve()
+@lru_cache(maxsize=4096)
+def _resolved(root: Path, folder: str) -> str:
+    """A folder below a root without links, looked up once: few folders hold many pictures."""
+    return os.path.realpath(os.path.join(root, folder))
 
 
 @dataclass(frozen=True)

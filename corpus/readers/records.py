@@ -28,9 +28,10 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
+    place, root = source.place(file), file.parent
     for number, line in enumerate(textfiles.lines(file), start=1):
         if line.strip():
-            yield _parse(line, f"{source.place(file)}:{number}", file.parent, source)
+            yield _parse(line, f"{place}:{number}", root, source)
 
 
 def _parse(line: str, where: str, root: Path, source: Source) -> Record | Rejection:

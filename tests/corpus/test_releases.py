@@ -1,6 +1,7 @@
 """Sources taken in twice, and releases that follow them: only what changed is written, and a forgotten patient is gone."""
 
 import io
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from corpus import changes, index, intake, quality, release, shards
+from corpus import changes, data_docs, index, intake, quality, release, shards
 from corpus.params import CorpusParams
 from corpus.patients import patient_key
 from corpus.readers.pictures import PictureBytes
@@ -147,6 +148,37 @@ def test_a_release_that_breaks_an_expectation_leaves_the_folder_alone(taken, tmp
     with pytest.raises(ValueError, match="breaks"):
         release.build([entry(taken)], tmp_path / "r", strict, corpus_store(), SALT, print)
     assert {k: v for k, v in bytes_of(tmp_path / "r").items() if k != "validation.json"} == {k: v for k, v in before.items() if k != "validation.json"}
+
+
+def test_a_source_whose_balance_shifts_is_refused_and_a_new_source_is_not(taken, tmp_path):
+    strict = PARAMS.model_copy(update={"expectations": PARAMS.expectations.model_copy(update={"balance_from": 40})})
+
+    def build(entries: list[dict], before: dict | None) -> dict:
+        return release.build(entries, tmp_path / "r", strict, corpus_store(), SALT, print, before)
+
+    first = build([entry(taken)], None)
+    assert first["by_source"]["made"]["modality"] == {"CT": 240} and first["expectations"]["of"] == 23
+    other = take_in(f"{taken['name']}-mri", [record(n, seed=2000 + n, source="other", modality="MRI", caption=None) for n in range(400, 480)])
+    assert build([entry(taken), entry(other)], first["by_source"])["samples"] == 320
+    shifted = take_in(taken["name"], [record(n, modality="MRI" if n % 3 else "CT", caption=None, turns=record(n).turns) for n in range(120)])
+    with pytest.raises(ValueError, match=r"balance, shift: .*max_shift.*made / modality / CT"):
+        build([entry(shifted)], first["by_source"])
+    report = json.loads((tmp_path / "r" / "validation.json").read_text())
+    moved = {(row["of"], row["value"]): row["shift"] for row in report["tables"]["balance"]}
+    assert moved["modality", "CT"] == pytest.approx(2 / 3, abs=0.01) and moved["split", "test"] == 0
+    assert build([entry(shifted)], None)["samples"] == 120
+
+
+def test_the_data_docs_tell_every_expectation_and_no_patient(taken, tmp_path):
+    strict = PARAMS.model_copy(update={"quality": PARAMS.quality.model_copy(update={"min_side": 41})})
+    with pytest.raises(ValueError, match="groups, smallest_side: is at least 41: 1 failing, e.g. made / CT"):
+        release.build([entry(taken)], tmp_path / "r", strict, corpus_store(), SALT, print)
+    report = json.loads((tmp_path / "r" / "validation.json").read_text())
+    page = data_docs.page("corpus/2026-01-01.1 <b>", report)
+    assert page.count("<span class=held>held") == sum(r["success"] for r in report["results"]) and page.count(">broken</span>") == 2
+    assert all(r["description"] in page for r in report["results"]) and "made/r000#u" in page
+    assert "<b>" not in page and "http" not in page and "<script" not in page
+    assert not [key for key in live(taken)["patient"].unique().to_pylist() if key in page]
 
 
 def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):

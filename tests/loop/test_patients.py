@@ -2,8 +2,10 @@
 
 import io
 import json
+import re
 import subprocess
 import sys
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -43,6 +45,13 @@ def test_what_changed_is_told(releases):
     assert (found["added"], found["removed"], found["edited"]) == (1, 1, 0) and found["unchanged"] > 500
     assert found["examples"]["removed"] == ["clinic/r0#g"]
     assert "1 samples added, 1 removed" in unimed("diff", *releases)
+
+
+def test_the_data_docs_are_linked(releases):
+    link = re.search(r"24 of 24 expectations hold: (http\S+data-docs\S+)", unimed("show", releases[1]))
+    with urlopen(link.group(1), timeout=10) as answer:
+        page = answer.read().decode()
+    assert answer.headers["Content-Type"] == "text/html" and f"<h1>{releases[1]}</h1>" in page and "<td>clinic</td>" in page
 
 
 def test_a_sample_is_traced(releases):

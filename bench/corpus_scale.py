@@ -1,0 +1,188 @@
+"""The corpus at scale: `python -m bench.corpus_scale`.
+
+A million generated records are put on a real object store as a source that was taken in (small texts beside index rows with
+hashes like those of pictures), then released, each release in a process of its own. Straight lines and one parabola through
+three sizes tell what 5.6 million would take. DVC on as many small files is measured at sizes that end in minutes.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bench.corpus import MODALITIES, SPLITS, Repository, with_store
+from bench.rows import circumstances
+
+SIZES, FILES, GOAL = (250_000, 500_000, 1_000_000), (20_000, 50_000, 100_000), 5_600_000
+SHARD = 25_000
+
+
+def measure(quick: bool) -> dict:
+    """{releases: [a size each], files: [a size each], projected: {…}}, in seconds and MB."""
+    sizes, files = ((1000, 2000, 3000), (100, 200, 300)) if quick else (SIZES, FILES)
+    with tempfile.TemporaryDirectory() as folder:
+        found = with_store(Path(folder), lambda: {"releases": [_releases(size) for size in sizes], "files": [_files(Path(folder), count) for count in files]})
+    return found | {"projected": project(found["releases"], found["files"])}
+
+
+def project(releases: list[dict], files: list[dict], goal: int = GOAL) -> dict:
+    """What `goal` records would take: a line through the measured sizes, for the first release a parabola, as look-alikes are compared in pairs."""
+    sizes, counts = [r["records"] for r in releases], [f["files"] for f in files]
+    told = {"records": goal, "how": "least squares through the sizes above: a parabola for the first and changed release, lines for the rest"}
+    for name, degree in (("first_s", 2), ("changed_s", 2), ("no_op_s", 1), ("peak_mb", 1), ("expectations_s", 1)):
+        told[name] = _at(goal, sizes, [r[name] for r in releases], degree)
+    return told | {"dvc_status_s": _at(goal, counts, [f["status_s"] for f in files], 1), "dvc_add_s": _at(goal, counts, [f["add_s"] for f in files], 1)}
+
+
+def _at(goal: int, sizes: list[int], values: list[float], degree: int) -> float:
+    return round(float(np.polyval(np.polyfit(np.array(sizes) / goal, values, degree), 1)), 1)
+
+
+def _releases(size: int) -> dict:
+    """First release of so many records, one without a change, one after a hundredth more."""
+    generate(f"made-{size}", size)
+    first, idle = _in_process(), _in_process()
+    generate(f"made-{size}", size + max(1, size // 100))
+    changed = _in_process()
+    _forget(f"made-{size}")
+    return {
+        "records": size,
+        "first_s": first["seconds"],
+        "no_op_s": idle["seconds"],
+        "changed_s": changed["seconds"],
+        "peak_mb": max(run["peak_mb"] for run in (first, idle, changed)),
+        "expectations_s": first["expectations_s"],
+    }
+
+
+def _in_process() -> dict:
+    done = subprocess.run([sys.executable, "-m", "bench.corpus_scale", "--release"], capture_output=True, text=True, timeout=900, cwd=Path(__file__).parent.parent)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def release() -> dict:
+    """One release; seconds (imports included), of them those of the expectations, and the process's peak memory in MB."""
+    begun = time.perf_counter()
+    from corpus import expectations
+    from flows.release_corpus import make_release
+
+    plain, spent = expectations.validate, [0.0]
+
+    def timed(*arguments):
+        import great_expectations  # noqa: F401  Its import is no part of the suite.
+
+        since = time.perf_counter()
+        report = plain(*arguments)
+        spent[0] = time.perf_counter() - since
+        return report
+
+    expectations.validate = timed
+    make_release(force=False, on_line=lambda line: None)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": round(time.perf_counter() - begun, 2), "expectations_s": round(spent[0], 2), "peak_mb": round(peak)}
+
+
+def generate(name: str, size: int) -> None:
+    """A source of `size` records on the store, as `unimed data add` leaves it. The first records are the same for every size."""
+    from corpus import shards
+    from infra.store import corpus_store
+
+    store = corpus_store()
+    entries = [_put_shard(store, name, start, min(SHARD, size - start)) for start in range(0, size, SHARD)]
+    for kind in ("removed", "stale"):
+        store.put_json(f"intake/{name}/{kind}.json", {})
+    store.put(f"intake/{name}/quarantine.parquet", shards.quarantine_bytes([]))
+    keys = {"removed": f"intake/{name}/removed.json", "stale": f"intake/{name}/stale.json", "quarantine": f"intake/{name}/quarantine.parquet"}
+    store.put_json(f"intake/{name}.json", {"name": name, "shards": entries} | keys)
+
+
+def _forget(name: str) -> None:
+    from infra.store import corpus_store
+
+    corpus_store().delete(f"intake/{name}.json")
+
+
+def _put_shard(store, name: str, start: int, rows: int) -> dict:
+    import hashlib
+    import io
+
+    import pyarrow.parquet as pq
+
+    from corpus import shards
+
+    files = []
+    for table in _tables(name, start, rows):
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        files.append(buffer.getvalue())
+    shard = shards.Shard(f"{name}/{hashlib.sha256(files[0]).hexdigest()[:16]}", *files, rows)
+    return shards.put(store, f"intake/{name}", shard)
+
+
+def _tables(name: str, start: int, rows: int) -> tuple[pa.Table, pa.Table]:
+    """Samples and their index rows: one sample, repeated, with columns of its own where records differ."""
+    from corpus import index, sample, tasks
+
+    numbers, rng = np.arange(start, start + rows), np.random.default_rng((start, rows))
+    one = sample.Sample("id", "generation", "CT", name, "CC0-1.0", "", "train", "patient", tasks.generation("A generated record of usual length, for scale."))
+    ids = pa.array([f"{name}/{number:07d}#g" for number in numbers])
+    patients = pa.array([f"{number // 2:020x}" for number in numbers])
+    kinds = {"modality": np.array(MODALITIES)[numbers % 3], "split": np.array(SPLITS)[numbers // 2 % 5]}
+    random = {column: pa.array(rng.integers(1, 2**63, rows).astype(np.uint64)) for column in ("content", "record", "picture", "origin", "phash", "dhash")}
+    looks = rng.integers(0, 256, (rows, index.FEATURES), dtype=np.uint8).tobytes()
+    random["features"] = pa.Array.from_buffers(pa.binary(index.FEATURES), rows, [None, pa.py_buffer(looks)])
+    measured = {"side": pa.array(np.full(rows, 128, np.int32)), "aspect": pa.array(np.ones(rows, np.float32)), "entropy": pa.array(np.full(rows, 6, np.float32))}
+
+    def table(schema: pa.Schema, row: dict, columns: dict) -> pa.Table:
+        repeated = pa.Table.from_pylist([row], schema=schema).take(pa.array(np.zeros(rows, np.int64)))
+        for column, values in columns.items():
+            place = schema.get_field_index(column)
+            repeated = repeated.set_column(place, schema.field(place), pa.array(values).cast(schema.field(place).type))
+        return repeated
+
+    own = {"id": ids, "patient": patients} | kinds
+    return table(sample.SCHEMA, one.to_row(), own), table(index.SCHEMA, index.row(one), own | random | measured)
+
+
+def _files(folder: Path, count: int) -> dict:
+    """`dvc add` of so many files of 1 KB, and `dvc status` when nothing changed."""
+    repository = Repository(folder / f"dvc-{count}")
+    data = repository.path / "data"
+    data.mkdir()
+    for number in range(count):
+        (data / f"{number:07d}.bin").write_bytes(number.to_bytes(8, "little") * 128)
+    add, status = repository.seconds("add", "-q", "data"), repository.seconds("status", "-q")
+    return {"files": count, "add_s": round(add, 2), "status_s": round(status, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few thousand records: a check of shape, not of speed")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="also write the result with hardware, versions and commit")
+    parser.add_argument("--release", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.release:
+        print(json.dumps(release()))
+        return
+    found = measure(arguments.quick)
+    if arguments.save:
+        arguments.save.write_text(json.dumps(circumstances() | found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    largest = found["releases"][-1]
+    met = largest["peak_mb"] < 2000 and largest["no_op_s"] < 10 and largest["expectations_s"] < 10
+    print(f"goals at {largest['records']:,} records (2 GB, no-op release 10 s, expectations 10 s): {'met' if met else 'NOT MET'}", file=sys.stderr)
+    sys.exit(0 if met or arguments.quick else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Releases that die half-way, lose their store, or are made twice at once: there is never half a release, and the same command completes it."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.release_corpus import ReleaseConflict, all_releases, make_release
+from infra.corpus_repo import CorpusRepo
+from infra.lease import LeaseHeld
+from infra.stack import Stack
+from infra.store import StoreUnavailable, corpus_store
+from ray_jobs.ingest import add_source
+
+REPO = Path(__file__).resolve().parent.parent.parent
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def release(wait_s: float = 0) -> dict:
+    return make_release(force=False, on_line=quiet, wait_s=wait_s)
+
+
+def tags() -> list[str]:
+    return [record["tag"] for record in all_releases(corpus_store())]
+
+
+@pytest.fixture(scope="module")
+def clinic(s3, tmp_path_factory):
+    """Call it with a number to make the source a little different from before."""
+    folder = tmp_path_factory.mktemp("wards")
+
+    def change(number: int) -> None:
+        pixels = np.random.default_rng(number).integers(0, 255, (9, 9), dtype=np.uint8)
+        Image.fromarray(pixels).resize((70, 70), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+        with open(folder / "records.jsonl", "a") as lines:
+            known = {"modality": "CT", "license": "CC0-1.0", "caption": f"CT image {number}."}
+            lines.write(json.dumps({"id": f"w{number}", "image": f"{number}.png"} | known) + "\n")
+        add_source(folder, "wards")
+
+    change(0)
+    release()
+    return change
+
+
+def die(point: str, how: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "tests.corpus.dying_release", point, how], cwd=REPO, capture_output=True, text=True, timeout=240)
+
+
+def assert_whole(record: dict) -> None:
+    """Everything the record names is on S3, the tag is git's, and DVC finds the clone as it should be."""
+    store, repo = corpus_store(), CorpusRepo()
+    assert all(store.exists(file["key"]) for file in [*record["shards"], record["removed"]]) and store.exists(record["data_docs_key"])
+    assert repo.tags() == tags() and record["tag"] == tags()[-1]
+    assert repo.commit() == record["corpus_commit"]
+
+
+@pytest.mark.parametrize("number, point", enumerate(["half-built", "tagged"], start=1))
+def test_a_killed_release_leaves_none_and_the_same_command_completes_it(clinic, number, point):
+    if point == "half-built" and not CorpusRepo().runs_our_code("corpus", "infra", "ray_jobs"):
+        pytest.skip("the checkout has changes that are not committed: `dvc repro` builds the release in another process")
+    before = tags()
+    clinic(number)
+    died = die(point, "kill")
+    assert died.returncode == -9, died.stderr[-2000:]
+    assert tags() == before
+    record = release()
+    assert record["how"] == "released" and record["parent"] == before[-1]
+    assert_whole(record)
+    assert release()["how"] == "up to date"
+
+
+def test_a_release_that_loses_its_store_is_completed_when_it_is_back(clinic):
+    before = tags()
+    clinic(20)
+    try:
+        lost = die("half-pushed", "stop-s3")
+        assert lost.returncode == 1 and "StoreUnavailable" in lost.stderr, lost.stderr[-2000:]
+        with pytest.raises(StoreUnavailable, match="unimed up"):
+            tags()
+    finally:
+        Stack().up(services=["s3"])
+    assert tags() == before
+    # The lease outlives a holder that could not give it back, but not for the same work.
+    record = release()
+    assert record["how"] == "released"
+    assert_whole(record)
+
+
+def test_of_two_at_once_one_wins_and_the_other_is_told(clinic):
+    before = tags()
+    clinic(40)
+
+    def attempt(_) -> dict | Exception:
+        try:
+            return release()
+        except (LeaseHeld, ReleaseConflict) as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(attempt, range(2)))
+    won = [o for o in outcomes if isinstance(o, dict)]
+    assert len(won) == 1 and "run this one again" in str(next(o for o in outcomes if o not in won))
+    assert tags() == [*before, won[0]["tag"]]
+    assert release()["how"] == "up to date"
+
+
+def test_a_release_that_was_overtaken_is_a_conflict_and_leaves_no_tag(clinic, monkeypatch):
+    clinic(41)
+    plain = CorpusRepo.commit_and_tag
+
+    def overtaken(self, message, tag):
+        plain(self, message, tag)
+        # Another machine, whose lease ran out unnoticed, records the same tag first.
+        corpus_store().put_json(f"releases/{tag.removeprefix('corpus/')}.json", all_releases(corpus_store())[-1] | {"tag": tag}, if_absent=True)
+
+    monkeypatch.setattr(CorpusRepo, "commit_and_tag", overtaken)
+    with pytest.raises(ReleaseConflict, match="run this one again"):
+        release()
+    monkeypatch.undo()
+    assert tags()[-1] not in CorpusRepo().tags()
+    record = release()
+    assert record["how"] == "released" and int(record["tag"].rsplit(".")[-1]) == int(record["parent"].rsplit(".")[-1]) + 1
+
+
+def test_dvc_agrees_with_a_release_in_a_fresh_clone(clinic, tmp_path):
+    """The release is made without `dvc repro` and `dvc push`: DVC itself has to find all of it."""
+    clinic(50)
+    record, repo = release(), CorpusRepo()
+    fresh = tmp_path / "fresh"
+    subprocess.run(["git", "clone", "--quiet", "--branch", record["tag"], str(repo.path), str(fresh)], check=True, capture_output=True)
+    (fresh / ".dvc" / "config.local").write_bytes((repo.path / ".dvc" / "config.local").read_bytes())
+    pulled = subprocess.run([sys.executable, "-m", "dvc", "pull", "--quiet"], cwd=fresh, capture_output=True, text=True, timeout=120)
+    assert pulled.returncode == 0, pulled.stderr
+    status = subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=fresh, capture_output=True, text=True, timeout=120)
+    assert "up to date" in status.stdout, status.stdout + status.stderr
+    assert json.loads((fresh / "data/release/card.json").read_text()) == record["card"]
