@@ -62,7 +62,8 @@ def _alignment(content: Content, table: pa.Table, accepted: np.ndarray, params: 
     """Of each source that params name, the worse part of its training pairs goes. Other splits are measured, not chosen by what a scorer likes."""
     judged = content.kept & ~accepted
     for row, sample, source in _named(table, alignment.poor(table, judged, params.alignment, scores)):
-        content.reject(row, sample, source, "poor-alignment", f"score {scores.score[row]:.3f} of 1.5: caption agreement {scores.agreement[row]:.3f}, similarity {scores.similarity[row]:.3f}")
+        detail = f"score {scores.score[row]:.3f} of 1.5: caption agreement {scores.agreement[row]:.3f}, similarity {scores.similarity[row]:.3f}"
+        content.reject(row, sample, source, "poor-alignment", detail)
 
 
 def _repeated_captions(content: Content, table: pa.Table, most: int) -> None:

@@ -40,20 +40,20 @@ def kind(modality: str) -> str:
     return _KINDS.get(modality, modality)
 
 
-def features(grey: Pillow.Image, cells: np.ndarray, small: Pillow.Image) -> bytes:
+def features(pixels: np.ndarray, grey: Pillow.Image, small: Pillow.Image) -> bytes:
     """Brightness layout, grey levels, colour and texture of a picture, as `FEATURES` bytes.
 
     Args:
-        grey: a reduction of the picture to 64 px or little more, in mode L; `small` is the same in mode L or RGB.
-        cells: its reduction to [32, 32].
+        pixels: a reduction of the picture to 64 px or little more, [height, width].
+        grey: the same in mode L; `small` is it in mode L or RGB.
     """
     # Straight from the bytes: asking Pillow for an array takes longer than all that is done with it.
-    pixels = np.frombuffer(grey.tobytes(), dtype=np.uint8)
-    levels = np.bincount(pixels >> 4, minlength=16)
+    cells = np.frombuffer(grey.resize((32, 32), Pillow.Resampling.BOX).tobytes(), dtype=np.uint8).astype(np.float32).reshape(32, 32)
+    levels = np.bincount((pixels >> 4).ravel(), minlength=16)
     patches = np.frombuffer(small.resize((4, 4), Pillow.Resampling.BOX).tobytes(), dtype=np.uint8).astype(np.float32).reshape(16, -1)
     patches = np.broadcast_to(patches, (16, 3))
     tint = patches - (patches @ _THIRDS)[:, None]
-    fine = pixels.astype(np.float32).reshape(grey.height, grey.width)
+    fine = pixels.astype(np.float32)
     steps = (fine[:, 1:] - fine[:, :-1], fine[1:] - fine[:-1], cells[:, 1:] - cells[:, :-1], cells[1:] - cells[:-1])
     # Their mean and root mean square: the second tells a few edges from much noise.
     texture = [size for step in steps for size in (np.linalg.norm(step.ravel(), 1) / step.size, np.sqrt(np.vdot(step, step) / step.size))]
@@ -133,12 +133,12 @@ def _scores(x: np.ndarray, fold: np.ndarray, learned: np.ndarray, kind: np.ndarr
     target = np.eye(kinds)[kind]
     weight = 1 / np.sqrt(np.bincount(kind, minlength=kinds)[kind])
     weight /= weight.mean()
-    within = [(wave(x[learned[part]]), part) for part in (fold[learned] == f for f in range(_FOLDS))]
+    within = [(wave(x[learned[part]]).astype(np.float64), part) for part in (fold[learned] == f for f in range(_FOLDS))]
     gram = np.array([(a * weight[part, None]).T @ a for a, part in within])
     moment = np.array([(a * weight[part, None]).T @ target[part] for a, part in within])
     ridge = _RIDGE * np.eye(gram.shape[1])
-    solved = [np.linalg.solve(gram.sum(axis=0) - gram[f] + ridge, moment.sum(axis=0) - moment[f]) for f in range(_FOLDS)]
-    scores = np.empty((len(x), kinds))
+    solved = [np.linalg.solve(gram.sum(axis=0) - gram[f] + ridge, moment.sum(axis=0) - moment[f]).astype(np.float32) for f in range(_FOLDS)]
+    scores = np.empty((len(x), kinds), dtype=np.float32)
     for start, f in ((start, f) for start in range(0, len(x), _CHUNK) for f in range(_FOLDS)):
         rows = start + np.flatnonzero(fold[start : start + _CHUNK] == f)
         scores[rows] = wave(x[rows]) @ solved[f]
@@ -150,10 +150,13 @@ class _Waves:
 
     def __init__(self, x: np.ndarray):
         rng = np.random.default_rng(0)
-        self.mean, self.spread = x.mean(axis=0), x.std(axis=0) + 1
-        self.frequency = rng.standard_normal((x.shape[1], _WAVES)) * np.sqrt(2 * _WIDTH / x.shape[1])
-        self.phase = rng.uniform(0, 2 * np.pi, _WAVES)
+        frequency = rng.standard_normal((x.shape[1], _WAVES)) * np.sqrt(2 * _WIDTH / x.shape[1]) / (x.std(axis=0) + 1)[:, None]
+        # Standardising is part of the frequencies. Single precision: a million pictures are judged at each release.
+        self.frequency = frequency.astype(np.float32)
+        self.phase = (rng.uniform(0, 2 * np.pi, _WAVES) - x.mean(axis=0) @ frequency).astype(np.float32)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        waves = np.cos(((x - self.mean) / self.spread) @ self.frequency + self.phase) * np.sqrt(2 / _WAVES)
-        return np.concatenate([waves, np.ones((len(x), 1))], axis=1)
+        waves = np.ones((len(x), _WAVES + 1), dtype=np.float32)
+        np.cos(x.astype(np.float32) @ self.frequency + self.phase, out=waves[:, :-1])
+        waves[:, :-1] *= np.float32(np.sqrt(2 / _WAVES))
+        return waves

@@ -141,5 +141,5 @@ def measures(picture: Pillow.Image) -> dict:
     # A large picture is first made smaller, cheaply: every measure is of its gross features.
     small = picture.reduce(max(1, min(picture.size) // 64))
     grey = small if small.mode == "L" else small.convert("L")
-    cells = np.asarray(grey.resize((32, 32), Pillow.Resampling.LANCZOS), dtype=np.float32)
-    return {"entropy": round(grey.entropy(), 4), "look": look(np.asarray(grey)), "features": picture_kind.features(grey, cells, small).hex()}
+    pixels = np.asarray(grey)
+    return {"entropy": round(grey.entropy(), 4), "look": look(pixels), "features": picture_kind.features(pixels, grey, small).hex()}

@@ -54,14 +54,14 @@ def read_sources(path: Path) -> list[dict]:
     return entries
 
 
-def last_release(path: Path) -> dict[str, dict] | None:
-    """What sources.yaml says of the release before this one: `by_source` of its card."""
-    return yaml.safe_load(path.read_text()).get("last_release", {}).get("by_source")
-
-
 def read_decisions(path: Path, store: ObjectStore) -> review.Decisions:
     """The decisions of people that sources.yaml pins; none if it pins none."""
     return review.read(store, yaml.safe_load(path.read_text()).get("decisions"))
+
+
+def last_release(path: Path) -> dict[str, dict] | None:
+    """What sources.yaml says of the release before this one: `by_source` of its card."""
+    return yaml.safe_load(path.read_text()).get("last_release", {}).get("by_source")
 
 
 def build(
@@ -188,8 +188,8 @@ def _card(kept: pa.Table, aside: list[Rejection], doubts: list[Rejection], arriv
         "arrived": arrived,
         "quarantined": len(aside),
         "reasons": dict(sorted(Counter(r.reason for r in aside).items())),
-        "by_source": report["by_source"],
         "doubts": dict(sorted(Counter(r.reason for r in doubts).items())),
+        "by_source": report["by_source"],
         "expectations": {"held": sum(r["success"] for r in report["results"]), "of": len(report["results"])},
     }
 

@@ -60,8 +60,8 @@ def _inputs(store, settings) -> dict:
     sources = _sources(settings.repo_dir, intake.sources(store))
     corpus = load_params(settings.params_file).corpus.model_dump(mode="json")
     decisions = review.pinned(store)
-    known = {"sources": sources, "decisions": decisions, "params": corpus, "code": source_fingerprint("corpus")}
-    return {"sources": sources, "decisions": decisions, "digest": digest(known)}
+    inputs = {"sources": sources, "decisions": decisions, "params": corpus, "code": source_fingerprint("corpus")}
+    return {"sources": sources, "decisions": decisions, "digest": digest(inputs)}
 
 
 def _up_to_date(inputs: dict, releases: list[dict]) -> dict | None:
@@ -144,8 +144,8 @@ def _yaml(inputs: dict, parent: dict | None) -> str:
     import yaml
 
     last = {"last_release": {"tag": parent["tag"], "by_source": parent["card"].get("by_source", {})}} if parent else {}
-    decisions = {"decisions": inputs["decisions"]} if inputs["decisions"] else {}
-    return yaml.safe_dump({"sources": inputs["sources"]} | decisions | last, sort_keys=False)
+    decided = {"decisions": inputs["decisions"]} if inputs["decisions"] else {}
+    return yaml.safe_dump({"sources": inputs["sources"]} | decided | last, sort_keys=False)
 
 
 def _changed(parent: dict | None, card: dict) -> dict[str, int]:

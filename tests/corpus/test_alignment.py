@@ -33,7 +33,9 @@ def swapped(shared_data, s3):
     kind = {r.id: next(text for name, text in part.items() if name in r.id) for r in chosen}
     wrong = {r.id for r in chosen[::8]}
     other = {"abdomen": "head", "head": "chest", "chest": "abdomen"}
-    made = [replace(r, source="bodies", caption=f"CT image of the {other[kind[r.id]] if r.id in wrong else kind[r.id]}.", turns=(), split=("test", "val", "train", "train", "train")[n % 5]) for n, r in enumerate(chosen)]
+    told = {name: other[true] if name in wrong else true for name, true in kind.items()}
+    splits = ("test", "val", "train", "train", "train")
+    made = [replace(r, source="bodies", caption=f"CT image of the {told[r.id]}.", turns=(), split=splits[n % 5]) for n, r in enumerate(chosen)]
     return take_in("bodies", made), {f"bodies/{name}#g" for name in wrong}
 
 
