@@ -11,7 +11,7 @@ from flows.console import Json
 app = typer.Typer(help="Training runs: curves, events, samples.", no_args_is_help=True)
 RUN = "A run's name, the beginning of it, or a stage: its newest run."
 # How the fields of a log line are told; others as they are.
-FORMS = {"ce": "{:.4f}", "mse": "{:.4f}", "lr": "{:.2e}", "grad_norm": "{:.3f}", "tokens_per_s": "{:,.0f}", "real_share": "{:.1%}", "mfu": "{:.1%}", "wait": "{:.2%}", "step": "{:,.0f}"}
+FORMS = {"ce": "{:.4f}", "mse": "{:.4f}", "lr": "{:.2e}", "grad_norm": "{:.3f}", "tokens_per_s": "{:,.0f}", "real_share": "{:.1%}", "mfu": "{:.1%}", "wait": "{:.2%}", "stall": "{:.2%}", "step": "{:,.0f}"}
 
 
 @app.command("list")
@@ -21,7 +21,7 @@ def train_list(json: Json = False) -> None:
     from ray_jobs import run_log
 
     found = run_log.runs()
-    rows = [[r["run"], r["started_at"][:19], r["attempts"], f"{r['last'].get('step', 0)}/{r['steps']}", _told("ce", r["last"]), _told("mse", r["last"]), r["release"]] for r in found]
+    rows = [[r["run"], r["started_at"][:19], r["attempts"], f"{r['last'].get('step', 0)}/{r['steps']}", _told("ce", r["last"]), _told("mse", r["last"]), f"DAMAGED: {r['damaged']}" if r["damaged"] else r["release"]] for r in found]
     console.show(found, json, lambda: console.table(["run", "last start (UTC)", "starts", "step", "ce", "mse", "release"], rows))
 
 

@@ -19,6 +19,7 @@ PANELS = [
     ("tokens_per_s", "tokens a second", False, "{:,.0f}"),
     ("real_share", "real tokens in a pack", False, "{:.1%}"),
     ("wait", "waiting for data", False, "{:.1%}"),
+    ("stall", "standing still for saves and validations", False, "{:.1%}"),
     ("mfu", "MFU", False, "{:.1%}"),
 ]
 COLOURS = ["#2563eb", "#ea580c", "#16a34a", "#9333ea", "#db2777", "#0891b2", "#ca8a04", "#4b5563"]

@@ -13,11 +13,12 @@ GAUGES = {
     "mse": "velocity loss of target images, mean since the last log line",
     "lr": "learning rate",
     "grad_norm": "gradient norm before clipping",
-    "tokens_per_s": "tokens a second over all workers",
+    "tokens_per_s": "real tokens a second over all workers",
     "real_share": "share of a pack that is samples rather than padding",
     "mfu": "model FLOP/s as a share of the hardware's peak",
     "wait": "share of the time spent waiting for data",
-    "checkpoint_seconds": "seconds that training stood still for its last checkpoint",
+    "stall": "share of the time that training stood still for saves and validations",
+    "skipped": "samples passed over since the last log line",
 }
 PREFIX, EVENTS, TAGS = "unimed_training_", "unimed_training_events", ("run", "stage")
 EXPORTED = frozenset({f"ray_{PREFIX}{field}" for field in GAUGES} | {f"ray_{EVENTS}_total"})

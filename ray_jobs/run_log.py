@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 
 from infra.store import MissingObject, ObjectStore, log_store
 from ray_jobs import run_parts, tracker
@@ -111,7 +111,7 @@ class RunLog:
     def _add(self, table: str, rows: Callable[[], list[dict]]) -> None:
         """Rows of one call share a stamp, later than that of any call before. The thread makes them: what is wrong with them is its concern."""
         stamp = self._recorded()
-        self._offer(lambda: self._to_parts(table, [{**row, "recorded": stamp} for row in rows()]))
+        self._offer(lambda: self._to_parts(table, _stamped(rows(), stamp)))
 
     def _recorded(self) -> int:
         with self._stamping:
@@ -239,16 +239,27 @@ def samples_of(run: str, step: int, store: ObjectStore | None = None) -> list[di
 
 
 def runs(store: ObjectStore | None = None) -> list[dict]:
-    """Every run, the one started last at the end: {run, stage, steps, begun_at, started_at, attempts, release, last}; `last` is its last log line."""
+    """Every run, the one started last at the end: {run, stage, steps, begun_at, started_at, attempts, release, last, damaged}.
+
+    `last` is its last log line; of a run that cannot be read `damaged` tells why, and little else is known.
+    """
     store, found = store or log_store(), []
     for folder in store.folders("training/"):
+        # No run.json yet: it has not begun.
         with suppress(LookupError):
-            name = folder.split("/")[1]
-            about = _about(name, store)
-            started = [attempt["begun_at"] for attempt in about["attempts"]]
-            known = {"run": name, "stage": about["stage"]["name"], "steps": _steps(about), "release": about.get("release"), "begun_at": about["begun_at"]}
-            found.append({**known, "started_at": started[-1], "attempts": len(started), "last": _last(name, store)})
+            found.append(_summary(folder.split("/")[1], store))
     return sorted(found, key=lambda run: run["started_at"])
+
+
+def _summary(run: str, store: ObjectStore) -> dict:
+    unknown = {"run": run, "stage": "", "steps": 0, "release": None, "begun_at": "", "started_at": "", "attempts": 0, "last": {}}
+    try:
+        about, last = _about(run, store), _last(run, store)
+    except ValueError as error:
+        return unknown | {"damaged": str(error)}
+    started = [attempt["begun_at"] for attempt in about["attempts"]]
+    known = {"stage": about["stage"]["name"], "steps": _steps(about), "release": about.get("release"), "begun_at": about["begun_at"]}
+    return unknown | known | {"started_at": started[-1], "attempts": len(started), "last": last, "damaged": None}
 
 
 def find(name: str, store: ObjectStore | None = None) -> str:
@@ -289,6 +300,12 @@ def _scores(frame) -> list[dict]:
     for row in frame.to_dict("records"):
         found.setdefault(row["step"], {"step": row["step"], "at": row["at"], "scores": {}})["scores"][row["name"]] = row["value"]
     return list(found.values())
+
+
+def _stamped(rows: list[dict], stamp: int) -> list[dict]:
+    """Where the steps go back within a call, what follows counts as recorded later."""
+    went_back = accumulate((after["step"] < before["step"] for before, after in pairwise(rows)), initial=0)
+    return [{**row, "recorded": stamp + times} for row, times in zip(rows, went_back)]
 
 
 def _numbers(row: dict) -> dict[str, float]:

@@ -70,6 +70,15 @@ def test_a_roll_back_within_an_attempt_supersedes_as_well(s3):
     assert run_log.read("foundation-back").metrics[["step", "ce"]].values.tolist() == [[10, 1.0], [20, 2.0]]
 
 
+def test_a_step_done_again_in_one_call_is_made_of_its_new_samples(s3):
+    log = RunLog("foundation-once")
+    log.begin(ABOUT)
+    log.samples(0, [*keys(1), *keys(2, prefix="bad/"), *keys(3, prefix="bad/"), *keys(2, prefix="new/")])
+    log.close()
+    assert {s["sample"].split("/")[0] for s in run_log.samples_of("foundation-once", 2)} == {"new"} and len(run_log.samples_of("foundation-once", 2)) == 4
+    assert len(run_log.samples_of("foundation-once", 1)) == 4
+
+
 def test_samples_of_a_step_come_from_all_ranks_and_the_latest_attempt(s3):
     """Two workers are followed by one: the streams are the same, who reads them is not."""
     for rank in (0, 1):
@@ -163,6 +172,18 @@ def test_an_entry_that_cannot_be_kept_costs_no_other(s3, capsys):
     log.close()
     assert log.lost == 3 and "3 entries lost" in capsys.readouterr().out
     assert [run_log.samples_of("foundation-odd", step)[0]["sample"] for step in (1, 3)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("name, content", [("run.json", b"{"), ("metrics/000000000-000009999/1-ab.parquet", b"PAR1")])
+def test_a_damaged_run_hides_no_other(s3, name, content):
+    for run in ("foundation-hurt", "foundation-whole"):
+        log = RunLog(run)
+        log.begin(ABOUT)
+        log.close()
+    log.store.put(f"training/foundation-hurt/{name}", content)
+    listed = {run["run"]: run["damaged"] for run in run_log.runs()}
+    log.store.delete_dir("training/foundation-hurt/")
+    assert listed["foundation-whole"] is None and listed["foundation-hurt"]
 
 
 def test_runs_are_found_by_name_beginning_or_stage(s3):
