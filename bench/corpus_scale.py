@@ -139,6 +139,8 @@ def _tables(name: str, start: int, rows: int) -> tuple[pa.Table, pa.Table]:
     patients = pa.array([f"{number // 2:020x}" for number in numbers])
     kinds = {"modality": np.array(MODALITIES)[numbers % 3], "split": np.array(SPLITS)[numbers // 2 % 5]}
     random = {column: pa.array(rng.integers(1, 2**63, rows).astype(np.uint64)) for column in ("content", "record", "picture", "origin", "phash", "dhash")}
+    looks = rng.integers(0, 256, (rows, index.FEATURES), dtype=np.uint8).tobytes()
+    random["features"] = pa.Array.from_buffers(pa.binary(index.FEATURES), rows, [None, pa.py_buffer(looks)])
     measured = {"side": pa.array(np.full(rows, 128, np.int32)), "aspect": pa.array(np.ones(rows, np.float32)), "entropy": pa.array(np.full(rows, 6, np.float32))}
 
     def table(schema: pa.Schema, row: dict, columns: dict) -> pa.Table:

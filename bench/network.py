@@ -1,6 +1,7 @@
 """The network's speed: `python -m bench.network`.
 
 The yardstick is transformers' Qwen2 with the sizes of our understanding expert, on the same machine in the same run.
+Where a GPU is at hand everything runs on it, and four layers of the 14B's shape are measured too (`layer_slice.py`).
 """
 
 import torch
@@ -17,7 +18,8 @@ QWEN2 = "transformers Qwen2ForCausalLM"
 def measure(quick: bool) -> list[Row]:
     """All rows."""
     torch.manual_seed(0)
-    model, peer = network(), qwen2()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, peer = network().to(device), qwen2().to(device)
     repeats = 1 if quick else 9
     equal = [48] * 4 if quick else [128] * 16
     # Lengths of questions, captions and reports: many short, few long.
@@ -28,6 +30,10 @@ def measure(quick: bool) -> list[Row]:
         decoding(model, peer, batch=2 if quick else 16, prompt=32, new=4 if quick else 64, repeats=repeats),
         drawing(model, batch=2 if quick else 8, steps=4 if quick else 24, repeats=1 if quick else 3),
     ]
+    if device == "cuda":
+        from bench import layer_slice
+
+        rows += layer_slice.measure(quick)
     return rows
 
 
@@ -52,9 +58,9 @@ def qwen2():
 def training(name: str, model: UniMedVL, peer, lengths: list[int], repeats: int, goal: float) -> Row:
     """Forward and backward over texts of these lengths: real tokens a second."""
     texts = [torch.randint(4, model.config.llm.vocab_size, (n - 2,)).tolist() for n in lengths]
-    batch = pack([[TextItem(ids, loss=True)] for ids in texts], model.config)
-    ids, mask, labels = padded(texts, model.config)
-    noise = torch.zeros(0, model.config.latent_dim)
+    batch = pack([[TextItem(ids, loss=True)] for ids in texts], model.config).to(model.device)
+    ids, mask, labels = (x.to(model.device) for x in padded(texts, model.config))
+    noise = torch.zeros(0, model.config.latent_dim, device=model.device)
     model.train(), peer.train()
 
     def ours() -> int:
@@ -86,7 +92,7 @@ def decoding(model: UniMedVL, peer, batch: int, prompt: int, new: int, repeats: 
 
     prompts = torch.randint(4, model.config.llm.vocab_size, (batch, prompt - 2))
     contexts = [[TextItem(row.tolist())] for row in prompts]
-    ids, mask, _ = padded(prompts.tolist(), model.config)
+    ids, mask, _ = (x.to(model.device) for x in padded(prompts.tolist(), model.config))
     model.eval(), peer.eval()
 
     def ours() -> int:

@@ -46,18 +46,43 @@ def rates(ours: Callable[[], float], peers: Callable[[], float], repeats: int) -
     return statistics.median(mine), statistics.median(theirs)
 
 
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median seconds of one run, after two that warm up."""
+    work(), work()
+    return statistics.median(_timed(work)[1] for _ in range(repeats))
+
+
 def _rate(work: Callable[[], float]) -> float:
+    done, taken = _timed(work)
+    return done / taken
+
+
+def _timed(work: Callable[[], object]) -> tuple:
+    """What the work returns, and its seconds, a GPU's included."""
+    _finish()
     begun = time.perf_counter()
     done = work()
-    return done / (time.perf_counter() - begun)
+    _finish()
+    return done, time.perf_counter() - begun
+
+
+def _finish() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
 
 
 def circumstances() -> dict:
-    """What a result depends on: processor, cores, versions, commit."""
+    """What a result depends on: processor, cores, GPU, versions, commit."""
     models = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     versions = {name: version(name) for name in ("torch", "transformers")} | {"python": platform.python_version()}
-    return {"processor": models[0] if models else platform.processor(), "cores": os.cpu_count(), "versions": versions, "commit": commit}
+    return {"processor": models[0] if models else platform.processor(), "cores": os.cpu_count(), "gpu": _gpu(), "versions": versions, "commit": commit}
 
 
 def report(description: str, measure: Callable[[bool], list[Row]]) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 
 # How captions name a kind of picture, and the modalities each name fits. Abbreviations count in capitals only.
 _NAMES = {
@@ -16,6 +17,19 @@ _NAMES = {
     r"(?i:dermo?scop|dermatoscop)": ("Dermoscopy",),
 }
 _FITS = [(re.compile(pattern), fits) for pattern, fits in _NAMES.items()]
+# The commonest words of languages in Latin script that reports are written in; none is an English or Latin medical word.
+_SMALL_WORDS = {
+    name: words.split()
+    for name, words in {
+        "en": "the of and with in is are no on to for at from by this that without shows an as or not be was which",
+        "de": "der die und mit des den dem ein eine ist im auf zu nicht von für sich keine oder zeigt bei",
+        "fr": "le la les et des du une est dans avec sur pour qui pas sans aux au chez cette montre",
+        "es": "el la los las y del una con es en por sin para que se muestra al como más lado",
+        "it": "il lo la gli e di del della una con è nel nella per senza che si mostra al sono",
+        "pt": "o os e da do das dos uma com é em no na por sem para que não se mostra",
+        "nl": "de het een en van met is op voor niet zonder aan te bij door zijn toont geen",
+    }.items()
+}
 _FIRST_SENTENCE = re.compile(r".*?[.!?](?=\s|$)|.+", re.DOTALL)
 
 
@@ -26,7 +40,18 @@ def contradicts(caption: str, modality: str) -> bool:
     return bool(named) and not any(modality in fits for fits in named)
 
 
-def in_latin_script(text: str) -> bool:
-    """True unless most letters are of another script: the surest sign of another language than those kept."""
+def may_be_english(text: str) -> bool:
+    """False if most letters are of another script, or the small words are those of another language."""
+    return _in_latin_script(text) and not _in_another_language(text)
+
+
+def _in_another_language(text: str) -> bool:
+    """True if one other language has three of its small words or more there, and twice as many as English."""
+    words = Counter(re.findall(r"\w+", text.casefold()))
+    english = sum(words[word] for word in _SMALL_WORDS["en"])
+    return any(3 <= sum(words[word] for word in small) >= 2 * english + 1 for name, small in _SMALL_WORDS.items() if name != "en")
+
+
+def _in_latin_script(text: str) -> bool:
     letters = [c for c in text if c.isalpha()]
     return sum(unicodedata.name(c, "").startswith("LATIN") for c in letters) >= len(letters) / 2

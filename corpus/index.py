@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 
 from corpus.sample import Sample
 
+# Bytes that corpus.picture_kind.features measures of a picture.
+FEATURES = 97
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [("id", pa.string()), ("patient", pa.string())]
@@ -23,6 +25,8 @@ SCHEMA = pa.schema(
     + [(name, pa.list_(pa.uint64())) for name in ("asked", "answered")]
     # pHash and dHash of the last picture; 0 and 0 where it was not measured.
     + [("phash", pa.uint64()), ("dhash", pa.uint64())]
+    # What corpus.picture_kind.features saw of it, null where it was not measured, and a hash of the caption, 0 for none.
+    + [("features", pa.binary(FEATURES)), ("caption", pa.uint64())]
     + [("side", pa.int32()), ("text_length", pa.int32()), ("aspect", pa.float32()), ("entropy", pa.float32()), ("bytes", pa.int64())]
 )
 
@@ -43,6 +47,8 @@ def row(sample: Sample, origin: int = 0) -> dict:
         "answered": [hash64(turn.answer.casefold()) for turn in turns],
         "phash": int(look[:16], 16),
         "dhash": int(look[16:], 16),
+        "features": bytes.fromhex(str(sample.quality["features"])) if "features" in sample.quality else None,
+        "caption": hash64(texts[0].casefold()) if sample.task == "generation" else 0,
         "side": min(sides, default=None),
         "text_length": sum(map(len, texts)) + max(0, len(texts) - 1),
         "aspect": last.width / last.height if last else None,

@@ -13,10 +13,10 @@ from contextlib import suppress
 import numpy as np
 import pyarrow as pa
 
-from corpus import index, quality, shards
+from corpus import index, quality, review, shards
 from corpus.fingerprint import fingerprint
 from corpus.params import CorpusParams
-from corpus.record import Record, Rejection
+from corpus.record import HeldBack, Record, Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
 from infra.records import digest, source_fingerprint, utc_now
@@ -27,6 +27,8 @@ Examined = list[Sample] | Rejection
 Examine = Callable[[Iterable[Record]], Iterator[Examined]]
 OnProgress = Callable[[int], None]
 
+# Samples that wait for a person lie apart: no release looks here but for those that were accepted.
+HELD = "held"
 FORGOTTEN = "privacy/forgotten.json"
 
 
@@ -45,7 +47,7 @@ def add(
     before = _current(store, name)
     reading = _Reading(name, before, params, store, salt)
     reading.run(records, examine or one_by_one(params, salt), on_progress)
-    record = _publish(store, _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, reading.counts()), before)
+    record = _publish(store, _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, reading.counts(), reading.held), before)
     store.delete(_journal(name))
     return record
 
@@ -55,24 +57,33 @@ def without_patient(record: dict, patient: str, params: CorpusParams, store: Obj
 
     A source without the patient is returned as it is.
     """
-    listed, stale, old = [], store.get_json(record["stale"]), []
-    for shard in record["shards"]:
-        if patient not in index.read(store.get(shard["index_key"]), shard["shard"])["patient"].to_pylist():
-            listed.append(shard)
-            continue
-        gone = stale.pop(shard["shard"], [])
-        stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient != patient and row not in gone]
-        listed += [shards.put(store, f"intake/{record['name']}", shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))] if stay else []
-        old += [shard["key"], shard["index_key"]]
+    stale, old = store.get_json(record["stale"]), []
+
+    def without(found: list[dict], prefix: str) -> Iterator[dict]:
+        for shard in found:
+            if patient not in index.read(store.get(shard["index_key"]), shard["shard"])["patient"].to_pylist():
+                yield shard
+                continue
+            gone = stale.pop(shard["shard"], [])
+            stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient != patient and row not in gone]
+            old.extend((shard["key"], shard["index_key"]))
+            if stay:
+                yield shards.put(store, f"{prefix}/{record['name']}", shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))
+
+    listed, held = list(without(record["shards"], "intake")), list(without(record.get("held", []), HELD))
+    old += review.holding(record["name"], patient, store)
     if not old:
         return record, []
     aside = shards.read_quarantine(store.get(record["rejected"]))
     kept = {key: record[key] for key in ("records", "questions_left_out")}
-    return _publish(store, _settled(store, params, record["name"], listed, stale, aside, kept), record), old
+    return _publish(store, _settled(store, params, record["name"], listed, stale, aside, kept, held), record), old
 
 
-def _settled(store: ObjectStore, params: CorpusParams, name: str, listed: list[dict], stale: dict[str, list[int]], aside: list[Rejection], counts: dict) -> dict:
-    """The record of a source that holds these shards less some rows, after the checks that see all of it."""
+def _settled(store: ObjectStore, params: CorpusParams, name: str, listed: list[dict], stale: dict[str, list[int]], aside: list[Rejection], counts: dict, held: list[dict]) -> dict:
+    """The record of a source that holds these shards less some rows, after the checks that see all of it.
+
+    The shards of `held` are no part of it: they wait for a person.
+    """
     stale = {s["shard"]: stale[s["shard"]] for s in listed if s["shard"] in stale}
     removed = {shard: list(rows) for shard, rows in stale.items()}
     table = index.join([index.read(store.get(s["index_key"]), s["shard"], stale.get(s["shard"], ())) for s in listed])
@@ -83,6 +94,7 @@ def _settled(store: ObjectStore, params: CorpusParams, name: str, listed: list[d
     return counts | {
         "name": name,
         "shards": listed,
+        "held": held,
         "stale": _put_json(store, name, "stale", stale),
         "removed": _put_json(store, name, "removed", {shard: sorted(rows) for shard, rows in sorted(removed.items())}),
         "rejected": _put_quarantine(store, name, aside),
@@ -191,6 +203,7 @@ class _Reading:
         self.seen = self.left_out = 0
         self.aside: list[Rejection] = []
         self.written: list[dict] = []
+        self.held: list[dict] = []
         self._sending: Future | None = None
 
     def run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
@@ -200,19 +213,24 @@ class _Reading:
             self._sent()
 
     def _run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
-        writer, origins = shards.ShardWriter(self.params.shards), deque()
+        writer, holder, origins = shards.ShardWriter(self.params.shards), shards.ShardWriter(self.params.shards), deque()
         for outcome in examine(self._unknown(records, origins, on_progress)):
             origin = origins.popleft()
-            if isinstance(outcome, Rejection):
+            samples = getattr(outcome, "samples", outcome)
+            if isinstance(outcome, Rejection) and not isinstance(outcome, HeldBack):
                 self.aside.append(outcome)
-            elif outcome[0].patient in self.forgotten:
-                self.aside.append(Rejection(outcome[0].source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
+            elif samples[0].patient in self.forgotten:
+                self.aside.append(Rejection(samples[0].source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
+            elif isinstance(outcome, HeldBack):
+                self.aside.append(outcome.told())
+                self._hold(holder.add(samples))
             else:
                 self._write(writer.add([sample for sample in outcome if not self.known.has(sample)], origin))
         for shard in self.known.mostly_stale():
             for sample, origin in self.known.take(shard, self._bytes(shard)):
                 self._write(writer.add([sample], origin))
         self._write(writer.finish())
+        self._hold(holder.finish())
 
     def _unknown(self, records: Iterable[Record | Rejection], origins: deque, on_progress: OnProgress) -> Iterator[Record]:
         """The records that must be examined; their origins are lined up for the outcomes."""
@@ -233,6 +251,9 @@ class _Reading:
             # One at a time is under way: a store that is slow or gone holds the reading up, rather than memory.
             self._sent()
             self._sending = self._sender.submit(self._send, shard)
+
+    def _hold(self, finished: list[shards.Shard]) -> None:
+        self.held += [shards.put(self.store, f"{HELD}/{self.name}", shard) for shard in finished]
 
     def _send(self, shard: shards.Shard) -> None:
         self.written.append(shards.put(self.store, f"intake/{self.name}", shard))

@@ -1,6 +1,6 @@
 """The `corpus` section of params.yaml. The defaults are the `tiny` profile."""
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from corpus.vocabulary import LICENSES, UNIMED_MODALITIES
 
@@ -28,6 +28,33 @@ class BurnedInParams(_Section):
     letters: float = Field(4, ge=3, description="letters in a row from which a picture is kept aside")
 
 
+class ModalityParams(_Section):
+    """When a picture looks like another modality than its label names. Margins go from 0, no preference, to about 1."""
+
+    disagrees: float = Field(0.6, gt=0, description="margin of the other modality from which a picture is kept aside")
+    doubted: float = Field(0.4, gt=0, description="and from which a person should look at it")
+    min_pictures: int = Field(20, ge=2, description="of a kind; fewer are not enough to know it")
+    max_share: float = Field(0.2, gt=0, le=1, description="of a source's pictures; where more disagree, a person decides")
+
+
+class AlignmentParams(_Section):
+    """Which sources' captions are scored against their pictures, and how many are kept."""
+
+    scorer: str = Field("words", description="words: no network; champion: the model that serves; or the folder of a CLIP-type model")
+    keep_share: dict[str, float] = Field({}, description="best share of a source's training pairs, by source; * for all others. 1 measures only")
+
+    def share(self, source: str) -> float | None:
+        """The share of a source that is kept, None if it is not scored."""
+        return self.keep_share.get(source, self.keep_share.get("*"))
+
+    @field_validator("keep_share")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        if wrong := [name for name, share in value.items() if not 0 < share <= 1]:
+            raise ValueError(f"a share is above 0 and at most 1: {', '.join(wrong)}")
+        return value
+
+
 class QualityParams(_Section):
     """What a record must satisfy to be kept."""
 
@@ -43,6 +70,9 @@ class QualityParams(_Section):
     languages: tuple[str, ...] = ("en",)
     licenses: tuple[str, ...] = LICENSES
     burned_in: BurnedInParams = BurnedInParams()
+    modality: ModalityParams = ModalityParams()
+    alignment: AlignmentParams = AlignmentParams()
+    same_caption: int = Field(10_000, ge=1, description="pictures of a source with one caption; of more a person is told")
 
 
 class ShardParams(_Section):

@@ -1,16 +1,17 @@
 """Quality control: each record becomes clean samples, or is kept aside with its reason."""
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ExifTags, ImageOps
 
-from corpus import burned_in, captions, originals, tasks, vocabulary
+from corpus import burned_in, captions, originals, picture_kind, tasks, vocabulary
 from corpus.params import BurnedInParams, QualityParams
 from corpus.look import look
 from corpus.patients import patient_key
-from corpus.record import Record, Rejection, Unreadable
+from corpus.record import HeldBack, Record, Rejection, Unreadable
 from corpus.sample import Image, Sample, Turn
 
 # At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
@@ -18,7 +19,10 @@ logging.getLogger("PIL").setLevel(logging.INFO)
 
 
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:
-    """Samples of a record: understanding where it has questions, generation where it has a caption, interleaved where it has a target."""
+    """Samples of a record: understanding where it has questions, generation where it has a caption, interleaved where it has a target.
+
+    What a person may judge otherwise (a caption, text on the picture, its shape) is `HeldBack`, with the samples.
+    """
 
     def reject(reason: str, detail: str) -> Rejection:
         return Rejection(record.source, record.where, reason, detail)
@@ -39,10 +43,6 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
         told = record.turns or record.caption or record.instruction
         limits = f"every text is longer than {params.max_text} characters, or a caption shorter than {params.min_caption}"
         return reject("text-length", limits) if told else reject("no-text", "neither a caption nor an answered question in the languages kept")
-    if caption and captions.contradicts(caption, modality):
-        return reject("caption-contradicts", f"the caption names another kind of picture than {modality}")
-    if caption and params.languages == ("en",) and not captions.in_latin_script(caption):
-        return reject("caption-language", "the caption is in another script than the languages kept")
     known = {"modality": modality, "source": record.source, "license": license, "attribution": record.attribution, "split": split}
     known |= {"patient": patient_key(salt, record.source, record.patient), "labels": record.labels}
     if not record.images:
@@ -52,16 +52,29 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     suspect = _is_suspect(record, modality, params.burned_in)
     try:
         cleaned = [clean(opener(), params, suspect) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
-        measured = [measures(picture) for picture, _ in cleaned]
-        _require_content(cleaned[0][0], measured[0]["entropy"], params)
+        pictures = [picture for picture, _, _ in cleaned]
+        measured = [measures(picture) for picture in pictures]
     except Unreadable as error:
         return reject(error.reason, str(error))
     except Exception as error:
         # Decoders of strange files raise whatever they stumble over. Its words may hold what the file says.
         return reject("unreadable-image", f"cannot be processed ({type(error).__name__})")
-    noted = next((mode for _, mode in cleaned if mode), "")
+    noted = next((mode for _, mode, _ in cleaned if mode), "")
     known["labels"] = record.labels | ({"converted_from": noted} if noted else {})
-    return _samples(record, [picture for picture, _ in cleaned], measured, turns, caption, instruction, known)
+    samples = _samples(record, pictures, measured, turns, caption, instruction, known)
+    # Text on the picture comes first: whoever decides must know that it may name a patient.
+    doubts = [("burned-in-text", "it seems to carry text, which may name the patient")] if any(carries for _, _, carries in cleaned) else []
+    doubts += [*_caption_doubts(caption, modality, params), *_picture_doubts(pictures[0], measured[0]["entropy"], params)]
+    if not doubts:
+        return samples
+    return HeldBack(record.source, record.where, doubts[0][0], "; ".join(detail for _, detail in doubts), samples[0].record, tuple(samples))
+
+
+def _caption_doubts(caption: str | None, modality: str, params: QualityParams) -> Iterator[tuple[str, str]]:
+    if caption and captions.contradicts(caption, modality):
+        yield "caption-contradicts", f"the caption names another kind of picture than {modality}"
+    if caption and params.languages == ("en",) and not captions.may_be_english(caption):
+        yield "caption-language", "the caption is in another language than those kept"
 
 
 def _samples(record: Record, pictures: list[Pillow.Image], measured: list[dict], turns: list[Turn], caption: str | None, instruction: str | None, known: dict) -> list[Sample]:
@@ -82,11 +95,11 @@ def _is_suspect(record: Record, modality: str, params: BurnedInParams) -> bool:
     return modality in params.modalities or (captured and params.secondary_captures)
 
 
-def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -> tuple[Pillow.Image, str]:
-    """The picture upright, as 8-bit grey or RGB, within the size limits; and what it was, if it had to change.
+def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -> tuple[Pillow.Image, str, bool]:
+    """The picture upright, as 8-bit grey or RGB, within the size limits; what it was, if it had to change; and whether it is `suspect` and seems to carry text.
 
     Raises:
-        Unreadable: it is smaller than the limit, or `suspect` and seems to carry text.
+        Unreadable: it is smaller than the limit.
     """
     mode = picture.mode
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -101,12 +114,11 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
     if min(picture.size) < params.min_side:
         raise Unreadable("too-small", f"{picture.width}x{picture.height} px; the shorter side must have {params.min_side}")
     # Before it is made smaller: what a person can read then is too small to be found.
-    if suspect and burned_in.seems_to_carry_text(picture) >= params.burned_in.letters:
-        raise Unreadable("burned-in-text", "it seems to carry text, which may name the patient")
+    carries_text = suspect and burned_in.seems_to_carry_text(picture) >= params.burned_in.letters
     if max(picture.size) > params.max_side:
         originals.unmark(picture)
         picture.thumbnail((params.max_side, params.max_side), Pillow.Resampling.LANCZOS)
-    return picture, "" if mode in ("L", "RGB") else mode
+    return picture, "" if mode in ("L", "RGB") else mode, carries_text
 
 
 def _windowed(picture: Pillow.Image, percentiles: tuple[float, float]) -> Pillow.Image:
@@ -115,13 +127,13 @@ def _windowed(picture: Pillow.Image, percentiles: tuple[float, float]) -> Pillow
     return Pillow.fromarray((np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8))
 
 
-def _require_content(picture: Pillow.Image, entropy: float, params: QualityParams) -> None:
-    """Raises Unreadable for a picture of one tone, or a strip."""
+def _picture_doubts(picture: Pillow.Image, entropy: float, params: QualityParams) -> Iterator[tuple[str, str]]:
+    """A picture of one tone, or a strip."""
     if entropy < params.min_entropy:
-        raise Unreadable("blank", f"its grey levels carry less than {params.min_entropy} bits")
+        yield "blank", f"its grey levels carry less than {params.min_entropy} bits"
     long, short = max(picture.size), min(picture.size)
     if long > params.max_aspect * short:
-        raise Unreadable("odd-aspect", f"{picture.width}x{picture.height} px; one side may be {params.max_aspect:g} times the other at most")
+        yield "odd-aspect", (f"{picture.width}x{picture.height} px; one side may be {params.max_aspect:g} times the other at most")
 
 
 def measures(picture: Pillow.Image) -> dict:
@@ -129,4 +141,5 @@ def measures(picture: Pillow.Image) -> dict:
     # A large picture is first made smaller, cheaply: every measure is of its gross features.
     small = picture.reduce(max(1, min(picture.size) // 64))
     grey = small if small.mode == "L" else small.convert("L")
-    return {"entropy": round(grey.entropy(), 4), "look": look(np.asarray(grey))}
+    pixels = np.asarray(grey)
+    return {"entropy": round(grey.entropy(), 4), "look": look(pixels), "features": picture_kind.features(pixels, grey, small).hex()}

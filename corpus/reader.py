@@ -1,18 +1,16 @@
 """Random access to the samples of a release, for training and evaluation."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from corpus import index
 from corpus.sample import Sample
-from infra.records import write_atomic
+from corpus.shard_cache import ShardCache
 from infra.store import ObjectStore
 
 DATA, INDEX = ".parquet", ".index.parquet"
@@ -31,81 +29,81 @@ class Entry:
     split: str
 
 
-class ReleaseReader:
-    """Shards come from S3 once, are checked against their recorded hash, and stay in the cache folder."""
+class Index:
+    """The samples of a release as columns; an `Entry` is made when it is asked for. Millions of rows take some tens of bytes each."""
 
-    def __init__(self, release: dict, store: ObjectStore, cache_dir: Path):
-        self.tag = release["tag"]
-        files = {file["path"]: _cached(file, store, cache_dir) for file in release["shards"]}
-        removed = json.loads(_cached(release["removed"], store, cache_dir).read_text())
-        shards = [path for path in files if not path.endswith(INDEX)]
-        self._paths = [files[shard] for shard in shards]
-        self.index = [
-            entry
-            for number, shard in enumerate(shards)
-            for entry in _entries(number, _name(shard, DATA), files[shard.removesuffix(DATA) + INDEX], removed)
-        ]
-        self._group: Callable = lru_cache(maxsize=256)(self._load_group)
+    WORDS = ("task", "modality", "source", "split")
+
+    def __init__(self, table: pa.Table, shards: list[str]):
+        numbers = {name: number for number, name in enumerate(shards)}
+        held = table["shard"].combine_chunks()
+        self.shard = np.array([numbers[name] for name in held.dictionary.to_pylist()] or [0], dtype=np.int32)[held.indices.to_numpy(zero_copy_only=False)]
+        self.row = table["row"].to_numpy().astype(np.int32)
+        self._ids = table["id"].combine_chunks()
+        self.words = {name: table[name].combine_chunks().dictionary.to_pylist() for name in self.WORDS}
+        self.codes = {name: index.column(table, name).astype(np.int16) for name in self.WORDS}
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, position: int) -> Entry:
+        words = {name: self.words[name][self.codes[name][position]] for name in self.WORDS}
+        return Entry(int(self.shard[position]), int(self.row[position]), self._ids[int(position)].as_py(), **words)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self[position] for position in range(len(self)))
+
+    def where(self, **words: str) -> np.ndarray:
+        """Positions of the samples of this task, modality, source and split, in release order."""
+        fits = np.ones(len(self), dtype=bool)
+        for name, word in words.items():
+            known = self.words[name]
+            fits &= self.codes[name] == (known.index(word) if word in known else -1)
+        return np.flatnonzero(fits)
+
+    def values(self, name: str, positions: np.ndarray) -> list[str]:
+        """The different words of a column at these positions, sorted."""
+        return sorted(self.words[name][code] for code in np.unique(self.codes[name][positions]))
+
+
+class ReleaseReader:
+    """Opening a release brings its indexes; shards come when they are needed, and stay in the cache."""
+
+    def __init__(self, release: dict, cache: ShardCache):
+        self.tag, self.cache = release["tag"], cache
+        files = {file["path"]: file for file in release["shards"]}
+        removed = json.loads(cache.small(release["removed"]))
+        self._files = [file for path, file in files.items() if not path.endswith(INDEX)]
+        self.shards = [_name(file["path"], DATA) for file in self._files]
+        tables = [_table(cache, files[file["path"].removesuffix(DATA) + INDEX], removed) for file in self._files]
+        self.index = Index(index.join(tables), self.shards)
 
     def load(self, position: int) -> Sample:
         """The sample at a position of `index`."""
-        entry = self.index[position]
-        group, row = self._place(entry)
-        return self._group(entry.shard, group)[row]
+        shard, row = int(self.index.shard[position]), int(self.index.row[position])
+        return Sample.from_row(self.cache.row(self._files[shard], row))
 
     def select(self, split: str, task: str) -> list[int]:
         """Positions of a split and task."""
-        return [i for i, entry in enumerate(self.index) if entry.split == split and entry.task == task]
+        return self.index.where(split=split, task=task).tolist()
 
-    def _place(self, entry: Entry) -> tuple[int, int]:
-        row = entry.row
-        metadata = _metadata(self._paths[entry.shard])
-        for group in range(metadata.num_row_groups):
-            count = metadata.row_group(group).num_rows
-            if row < count:
-                return group, row
-            row -= count
-        raise IndexError(entry.row)
-
-    def _load_group(self, shard: int, group: int) -> list[Sample]:
-        rows = pq.ParquetFile(self._paths[shard]).read_row_group(group, use_threads=False).to_pylist()
-        return [Sample.from_row(row) for row in rows]
+    def fetch_ahead(self, position: int) -> None:
+        """Have the shard of a sample that is soon needed fetched in the background."""
+        self.cache.fetch_ahead(self._files[self.index.shard[position]])
 
 
 def release_index(release: dict, store: ObjectStore, cache_dir: Path) -> pa.Table:
     """The index of a whole release, without its pictures ever being fetched."""
-    removed = json.loads(_cached(release["removed"], store, cache_dir).read_text())
-    tables = []
-    for file in release["shards"]:
-        if file["path"].endswith(INDEX):
-            shard = _name(file["path"], INDEX)
-            tables.append(index.read(_cached(file, store, cache_dir).read_bytes(), shard, removed.get(shard, ())))
-    return index.join(tables)
+    cache = ShardCache(store, cache_dir)
+    removed = json.loads(cache.small(release["removed"]))
+    return index.join([_table(cache, file, removed) for file in release["shards"] if file["path"].endswith(INDEX)])
+
+
+def _table(cache: ShardCache, file: dict, removed: dict[str, list[int]]) -> pa.Table:
+    shard = _name(file["path"], INDEX)
+    return index.read(cache.small(file), shard, removed.get(shard, ()))
 
 
 def _name(path: str, suffix: str) -> str:
     """A shard's name from its path in the release."""
     return path.removeprefix("shards/").removesuffix(suffix)
-
-
-@lru_cache(maxsize=4096)
-def _metadata(path: Path):
-    return pq.ParquetFile(path).metadata
-
-
-def _entries(number: int, shard: str, path: Path, removed: dict[str, list[int]]) -> Iterator[Entry]:
-    table = index.read(path.read_bytes(), shard, removed.get(shard, ()))
-    for fields in table.select(["row", "id", "task", "modality", "source", "split"]).to_pylist():
-        yield Entry(number, **fields)
-
-
-def _cached(shard: dict, store: ObjectStore, cache_dir: Path) -> Path:
-    path = cache_dir / f"{shard['md5']}{Path(shard['path']).suffix}"
-    if not path.exists():
-        data = store.get(shard["key"])
-        if hashlib.md5(data, usedforsecurity=False).hexdigest() != shard["md5"]:
-            raise OSError(f"shard {shard['path']} on S3 ({shard['key']}) is damaged; `unimed data verify` checks the release, `dvc push` from a good copy mends it")
-        write_atomic(path, data)
-    return path
-
-

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image as Pillow
 
-from corpus.sample import Turn
+from corpus.sample import Sample, Turn
 
 Opener = Callable[[], Pillow.Image]
 
@@ -20,12 +20,27 @@ class Unreadable(ValueError):
 
 @dataclass(frozen=True)
 class Rejection:
-    """Something kept aside. `where` names file and line within the source, never a path of this machine."""
+    """Something kept aside. `where` names file and line within the source, never a path of this machine.
+
+    `record` is the id (of `Sample.record`) under which a person may let it in, empty where there is nothing to decide.
+    """
 
     source: str
     where: str
     reason: str
     detail: str
+    record: str = ""
+
+
+@dataclass(frozen=True)
+class HeldBack(Rejection):
+    """A rejection that a person may overrule: with the samples the record would give."""
+
+    samples: tuple[Sample, ...] = ()
+
+    def told(self) -> Rejection:
+        """The rejection without its samples."""
+        return Rejection(self.source, self.where, self.reason, self.detail, self.record)
 
 
 @dataclass(frozen=True)

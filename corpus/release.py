@@ -1,7 +1,8 @@
 """A release: every listed source through the last checks, as shards by source with their indexes, and a card.
 
 The folder holds `shards/<source>/<hash>.parquet` with an index beside each, `removed.json` (rows of shards that do not
-count), `card.json`, `validation.json` and `quarantine.parquet`. Shards of sources taken in are used as they are, so a
+count), `card.json`, `validation.json`, `quarantine.parquet`, `doubts.parquet` (kept, but for a person to look at) and
+`alignment.parquet` (scores of pairs, where params ask for them). Shards of sources taken in are used as they are, so a
 release costs what changed.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import yaml
 
-from corpus import expectations, index, quality, shards
+from corpus import alignment, content, expectations, index, quality, review, shards
 from corpus.params import CorpusParams
 from corpus.phantoms import mini
 from corpus.readers import package_images
@@ -25,6 +26,7 @@ from infra.records import digest, source_fingerprint, write_atomic, write_json_a
 from infra.store import MissingObject, ObjectStore
 
 CARD, QUARANTINE, VALIDATION, REMOVED = "card.json", "quarantine.parquet", "validation.json", "removed.json"
+DOUBTS, ALIGNMENT = "doubts.parquet", "alignment.parquet"
 BUILT_IN = ("unimed-mini", "package-images")
 
 
@@ -35,6 +37,7 @@ class _Part:
     name: str
     table: pa.Table
     removed: tuple[int, ...]
+    key: str
     read: Callable[[], tuple[bytes, bytes]]
 
 
@@ -51,6 +54,11 @@ def read_sources(path: Path) -> list[dict]:
     return entries
 
 
+def read_decisions(path: Path, store: ObjectStore) -> review.Decisions:
+    """The decisions of people that sources.yaml pins; none if it pins none."""
+    return review.read(store, yaml.safe_load(path.read_text()).get("decisions"))
+
+
 def last_release(path: Path) -> dict[str, dict] | None:
     """What sources.yaml says of the release before this one: `by_source` of its card."""
     return yaml.safe_load(path.read_text()).get("last_release", {}).get("by_source")
@@ -64,6 +72,8 @@ def build(
     salt: bytes,
     on_step: Callable[[str], None] = print,
     before: dict[str, dict] | None = None,
+    decisions: review.Decisions = review.Decisions(),
+    scorer: alignment.MakeScorer | None = None,
 ) -> dict:
     """Write a release to a folder; returns its card. Equal inputs give equal bytes.
 
@@ -75,31 +85,38 @@ def build(
     parts: list[_Part] = []
     aside: list[Rejection] = []
     for source in sources:
-        found, rejected = _read(source, params, store, salt)
+        found, rejected = _read(source, params, store, salt, decisions)
         parts, aside = parts + found, aside + rejected
         on_step(f"{source['name']}: {sum(len(part.table) for part in found)} samples, {len(rejected)} kept aside")
     table = index.join([part.table for part in parts])
-    settled = settle(table, params.quality.near_distance)
-    kept = table.filter(pa.array(settled.kept))
+    settled = settle(table, params.quality.near_distance, decisions.rows(table, accepted=True))
+    scores = alignment.measure(table, {part.name: part.key for part in parts}, params.quality.alignment, scorer, store)
+    checked = content.check(table, settled.kept, params.quality, decisions, scores)
+    late = [*settled.aside, *checked.aside]
+    kept = table.filter(pa.array(checked.kept))
     report = expectations.validate(kept, params, before)
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / VALIDATION, report)
     expectations.require(report)
-    on_step(f"{len(kept)} samples kept, {len(settled.aside)} kept aside across sources; {len(report['results'])} expectations hold")
+    on_step(f"{len(kept)} samples kept, {len(late)} kept aside across sources, {len(checked.doubts)} for a person to look at; {len(report['results'])} expectations hold")
     used = set(kept["shard"].unique().to_pylist())
     _lay_out(out, [part for part in parts if part.name in used])
-    write_json_atomic(out / REMOVED, _removed(parts, table.filter(pa.array(~settled.kept))))
-    write_atomic(out / QUARANTINE, shards.quarantine_bytes([*aside, *settled.aside]))
-    card = _card(kept, [*aside, *settled.aside], len(table), report)
+    write_json_atomic(out / REMOVED, _removed(parts, table.filter(pa.array(~checked.kept))))
+    write_atomic(out / QUARANTINE, shards.quarantine_bytes([*aside, *late]))
+    write_atomic(out / DOUBTS, shards.quarantine_bytes(checked.doubts))
+    write_atomic(out / ALIGNMENT, scores.to_bytes(table))
+    card = _card(kept, [*aside, *late], checked.doubts, len(table), report)
     write_json_atomic(out / CARD, card)
     return card
 
 
-def _read(source: dict, params: CorpusParams, store: ObjectStore, salt: bytes) -> tuple[list[_Part], list[Rejection]]:
+def _read(source: dict, params: CorpusParams, store: ObjectStore, salt: bytes, decisions: review.Decisions) -> tuple[list[_Part], list[Rejection]]:
     if source["name"] in BUILT_IN:
         source = _kept(source["name"], params, store, salt)
-    removed = json.loads(store.get(source["removed"]))
-    return [_taken_in(s, tuple(removed.get(s["shard"], ())), store) for s in source["shards"]], shards.read_quarantine(store.get(source["quarantine"]))
+    source, back = review.let_in(source, decisions, params.shards, store)
+    removed = source["removed"] if back else json.loads(store.get(source["removed"]))
+    aside = review.still_aside(shards.read_quarantine(store.get(source["quarantine"])), back)
+    return [_taken_in(s, tuple(removed.get(s["shard"], ())), store) for s in source["shards"]], aside
 
 
 def _kept(name: str, params: CorpusParams, store: ObjectStore, salt: bytes) -> dict:
@@ -120,7 +137,7 @@ def _kept(name: str, params: CorpusParams, store: ObjectStore, salt: bytes) -> d
 
 def _taken_in(shard: dict, removed: tuple[int, ...], store: ObjectStore) -> _Part:
     table = index.read(store.get(shard["index_key"]), shard["shard"], removed)
-    return _Part(shard["shard"], table, removed, lambda: (store.get(shard["key"]), store.get(shard["index_key"])))
+    return _Part(shard["shard"], table, removed, shard["key"], lambda: (store.get(shard["key"]), store.get(shard["index_key"])))
 
 
 def _built_in(name: str, params: CorpusParams, salt: bytes, aside: list[Rejection]) -> Iterator[list[Sample]]:
@@ -130,7 +147,7 @@ def _built_in(name: str, params: CorpusParams, salt: bytes, aside: list[Rejectio
     for record in package_images.read():
         outcome = quality.examine(record, params.quality, salt)
         if isinstance(outcome, Rejection):
-            aside.append(outcome)
+            aside.append(Rejection(outcome.source, outcome.where, outcome.reason, outcome.detail))
         else:
             yield outcome
 
@@ -157,7 +174,7 @@ def _removed(parts: list[_Part], late: pa.Table) -> dict[str, list[int]]:
     return {shard: sorted(rows) for shard, rows in sorted(removed.items())}
 
 
-def _card(kept: pa.Table, aside: list[Rejection], arrived: int, report: dict) -> dict:
+def _card(kept: pa.Table, aside: list[Rejection], doubts: list[Rejection], arrived: int, report: dict) -> dict:
     counts: dict = defaultdict(lambda: defaultdict(dict))
     groups = kept.group_by(["task", "modality", "split"]).aggregate([([], "count_all")])
     for group in groups.to_pylist():
@@ -171,6 +188,7 @@ def _card(kept: pa.Table, aside: list[Rejection], arrived: int, report: dict) ->
         "arrived": arrived,
         "quarantined": len(aside),
         "reasons": dict(sorted(Counter(r.reason for r in aside).items())),
+        "doubts": dict(sorted(Counter(r.reason for r in doubts).items())),
         "by_source": report["by_source"],
         "expectations": {"held": sum(r["success"] for r in report["results"]), "of": len(report["results"])},
     }

@@ -14,6 +14,9 @@ from corpus import index, near
 from corpus.record import Rejection
 from corpus.sample import SPLITS
 
+# Judgements that a person may overrule; the other reasons are rules.
+_ARGUABLE = ("near-duplicate", "conflicting-labels")
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -23,9 +26,12 @@ class Settled:
     aside: list[Rejection]
 
 
-def settle(table: pa.Table, near_distance: int) -> Settled:
-    """Judge an index as a whole. The order of its rows decides between equals: the earlier one stays."""
-    state = _State(table)
+def settle(table: pa.Table, near_distance: int, accepted: np.ndarray | None = None) -> Settled:
+    """Judge an index as a whole. The order of its rows decides between equals: the earlier one stays.
+
+    `accepted` is a mask of rows that a person has let in: they are held back by rules alone, not by judgements.
+    """
+    state = _State(table, accepted)
     _repeated_ids(state)
     _contradictions(state)
     _duplicates(state)
@@ -37,8 +43,9 @@ def settle(table: pa.Table, near_distance: int) -> Settled:
 class _State:
     """The index as arrays, and what has been decided so far."""
 
-    def __init__(self, table: pa.Table):
+    def __init__(self, table: pa.Table, accepted: np.ndarray | None):
         self.table = table
+        self.accepted = np.zeros(len(table), dtype=bool) if accepted is None else accepted
         self.kept = np.ones(len(table), dtype=bool)
         self.aside: list[Rejection] = []
         codes = np.array([SPLITS.index(name) for name in _dictionary(table, "split")] or [0], dtype=np.int8)
@@ -56,9 +63,10 @@ class _State:
 
     def reject(self, rows: np.ndarray, reason: str, details: Iterator[str] | str) -> None:
         self.kept[rows] = False
+        arguable = reason in _ARGUABLE
         told = [details] * len(rows) if isinstance(details, str) else details
         ids, sources = (self.table[name].take(pa.array(rows)).to_pylist() for name in ("id", "source"))
-        self.aside += [Rejection(source, identifier, reason, detail) for source, identifier, detail in zip(sources, ids, told)]
+        self.aside += [Rejection(source, identifier, reason, detail, record_of(identifier) if arguable else "") for source, identifier, detail in zip(sources, ids, told)]
 
     def ids(self, rows: np.ndarray) -> list[str]:
         return self.table["id"].take(pa.array(rows)).to_pylist()
@@ -81,6 +89,7 @@ def _contradictions(state: _State) -> None:
     pairs = np.unique(np.stack([asked, answered]), axis=1)
     questions, answers = np.unique(pairs[0], return_counts=True)
     rows = np.unique(owner[np.isin(asked, questions[answers > 1])])
+    rows = rows[~state.accepted[rows]]
     state.reject(rows, "conflicting-labels", "the same picture has another answer to the same question elsewhere")
 
 
@@ -89,7 +98,7 @@ def _duplicates(state: _State) -> None:
     shown = np.flatnonzero(state.kept & state.shows)
     if len(shown):
         rows, owners = _lesser_copies(shown, state.picture[shown], state)
-        state.reject(rows, "duplicate", (f"the same picture as {_record(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
+        state.reject(rows, "duplicate", (f"the same picture as {record_of(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
 
 
 def _near_duplicates(state: _State, distance: int) -> None:
@@ -105,9 +114,9 @@ def _near_duplicates(state: _State, distance: int) -> None:
     lesser, better = np.where(swap, better, lesser), np.where(swap, lesser, better)
     pictures, which = np.unique(state.picture[lesser], return_index=True)
     like = dict(zip(pictures.tolist(), better[which].tolist()))
-    rejected = shown[np.isin(state.picture[shown], pictures)]
+    rejected = shown[np.isin(state.picture[shown], pictures) & ~state.accepted[shown]]
     owners = np.array([like[picture] for picture in state.picture[rejected].tolist()], dtype=np.int64)
-    state.reject(rejected, "near-duplicate", (f"looks like {_record(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
+    state.reject(rejected, "near-duplicate", (f"looks like {record_of(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
 
 
 def _lesser_copies(rows: np.ndarray, group: np.ndarray, state: _State) -> tuple[np.ndarray, np.ndarray]:
@@ -144,5 +153,6 @@ def _dictionary(table: pa.Table, name: str) -> list[str]:
     return table[name].combine_chunks().dictionary.to_pylist()
 
 
-def _record(identifier: str) -> str:
+def record_of(identifier: str) -> str:
+    """The record of a sample's id."""
     return identifier.rpartition("#")[0] or identifier

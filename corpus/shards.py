@@ -16,7 +16,7 @@ from corpus.record import Rejection
 from corpus.sample import SCHEMA, Sample
 from infra.store import ObjectStore
 
-QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "where", "reason", "detail")])
+QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "where", "reason", "detail", "record")])
 
 
 @dataclass(frozen=True)

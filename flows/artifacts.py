@@ -1,17 +1,16 @@
 """What a person sees of a run in the Prefect UI: tables, curves, pictures, links."""
 
-import io
+from itertools import accumulate
 
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 
+from flows.curves import Line, plot
 from infra.records import digest
 from infra.settings import get_settings
 from infra.store import corpus_store, log_store
 from monitoring.drift import DriftReport
 from monitoring.report import to_markdown
 from ray_jobs.gate import GateDecision
-
-COLOURS = {"ce": "#2563eb", "mse": "#ea580c", "vae": "#16a34a"}
 
 
 def release(record: dict) -> None:
@@ -37,7 +36,7 @@ def stages(records: list[dict]) -> None:
     curves = loss_curves(records)
     key = f"curves/{digest([r['history'] for r in records])[:12]}.png"
     log_store().put(key, curves)
-    create_image_artifact(image_url=log_store().url(key), key="loss-curves", description="cross-entropy (blue), velocity loss (orange), VAE (green)")
+    create_image_artifact(image_url=log_store().url(key), key="loss-curves", description="all stages, one after the other")
 
 
 def evaluation(report: dict) -> None:
@@ -65,34 +64,7 @@ def drift(report: DriftReport, page_url: str | None) -> None:
         create_link_artifact(page_url, key="drift-page", link_text="Evidently report")
 
 
-def loss_curves(records: list[dict], width: int = 900, height: int = 320) -> bytes:
-    """All stages' losses one after the other on a log scale, as PNG."""
-    from math import log10
-
-    from PIL import Image, ImageDraw
-
-    picture = Image.new("RGB", (width, height), "white")
-    pen = ImageDraw.Draw(picture)
-    total = sum(r["steps"] for r in records) or 1
-    low, high, left, bottom = -2.5, 1.0, 50, height - 30
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        share = (log10(max(value, 10**low)) - low) / (high - low)
-        return left + step / total * (width - left - 10), bottom - share * (bottom - 20)
-
-    for power in (-2, -1, 0, 1):
-        y = place(0, 10.0**power)[1]
-        pen.line([(left, y), (width - 10, y)], fill="#e5e7eb")
-        pen.text((8, y - 6), f"{10.0**power:g}", fill="grey")
-    done = 0
-    for record in records:
-        pen.line([(place(done, 1)[0], 20), (place(done, 1)[0], bottom)], fill="#d1d5db")
-        pen.text((place(done, 1)[0] + 4, 4), record["stage"], fill="black")
-        for name, colour in COLOURS.items():
-            points = [place(done + point["step"], point[name]) for point in record["history"] if name in point]
-            if len(points) > 1:
-                pen.line(points, fill=colour, width=2)
-        done += record["steps"]
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+def loss_curves(records: list[dict]) -> bytes:
+    """What the stages told of themselves, one after the other, as PNG."""
+    ends = list(accumulate(record["steps"] for record in records))
+    return plot([Line(record["stage"], record["history"], end - record["steps"]) for record, end in zip(records, ends)])

@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-from flows import cli_data, cli_models, console
+from flows import cli_data, cli_models, cli_train, console
 from flows.console import Json
 
 app = typer.Typer(help="Retrain, judge, ship and watch UniMedVL.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_train.app, name="train")
 
 
 @app.command()
@@ -72,7 +73,7 @@ def demo(json: Json = False) -> None:
 @app.command()
 def retrain(
     force: Annotated[bool, typer.Option(help="Train even where results are there.")] = False,
-    refresh: Annotated[bool, typer.Option(help="Go on from the champion with the last stage only.")] = False,
+    refresh: Annotated[bool, typer.Option(help="Go on from the champion with the profile's refresh curriculum.")] = False,
     deploy: Annotated[bool, typer.Option(help="Let the endpoint serve the champion.")] = True,
     share: Annotated[float, typer.Option(min=0.01, max=1.0, help="Share of the profile's training steps, for a quick look.")] = 1.0,
     json: Json = False,

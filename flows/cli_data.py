@@ -90,6 +90,67 @@ def data_diff(before: str, after: Annotated[str | None, typer.Argument(help="The
     console.show(result, json, lambda: report.changes(result))
 
 
+@app.command("review")
+def data_review(
+    sample: Annotated[str | None, typer.Argument(help="A sample's or record's id; the whole queue, one after the other, by default.")] = None,
+    accept: Annotated[bool, typer.Option("--accept", help="It belongs into the corpus.")] = False,
+    reject: Annotated[bool, typer.Option("--reject", help="It does not.")] = False,
+    note: Annotated[str, typer.Option(help="Why.")] = "",
+    reviewer: Annotated[str | None, typer.Option(help="Who decides; the user's name by default.")] = None,
+    overrule: Annotated[bool, typer.Option(help="Replace another decision that is there.")] = False,
+    size: Annotated[int, typer.Option(min=1, help="Cases of the queue.")] = 200,
+    release: Annotated[str | None, typer.Option(help="A release's tag; the newest by default.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Tell what waits, and ask nothing.")] = False,
+    pictures: Annotated[Path | None, typer.Option(help="Where to write the pictures; they may name patients. A folder that is deleted in the end, by default.")] = None,
+    json: Json = False,
+) -> None:
+    """Accept or reject what quality control is not sure of, and a sample of what it kept. It takes effect at the next release."""
+    if accept and reject or (accept or reject) and not sample:
+        raise console.fail("name a sample and one of --accept and --reject", console.USAGE)
+    console.needs_stack()
+    from corpus.review import AlreadyDecided
+    from flows import report, review
+
+    desk = _found(lambda: review.Review(release))
+    try:
+        if accept or reject:
+            made = desk.decide(_found(lambda: desk.case(sample)), accept, reviewer, note, overrule)
+            console.show(made, json, lambda: f"{made['record']}: {'accepted' if made['accepted'] else 'rejected'} by {made['who']} ({made['how']}); the next release follows it")
+            return
+        cases = [_found(lambda: desk.case(sample))] if sample else desk.queue(size)
+        if listed or json:
+            rows = [case.to_json() | ({"picture": str(review.save_picture(desk.samples(case), pictures) or "")} if pictures else {}) for case in cases]
+            console.show(rows, json, lambda: report.cases(rows))
+            return
+        _ask(desk, cases, reviewer, note, overrule, pictures)
+    except AlreadyDecided as error:
+        raise console.fail(str(error), console.REFUSED) from None
+
+
+def _ask(desk, cases: list, reviewer: str | None, note: str, overrule: bool, pictures: Path | None) -> None:
+    """Show each case and ask for a word; pictures go when all is said."""
+    import tempfile
+
+    from corpus.review import AlreadyDecided
+    from flows import review
+
+    with tempfile.TemporaryDirectory(prefix="unimed-review-") as private:
+        for number, case in enumerate(cases, start=1):
+            samples = desk.samples(case)
+            typer.echo(f"\n{number} of {len(cases)}: {case.record} ({case.modality}, {'kept' if case.kept else 'kept aside'})\n{case.reason}: {case.detail}")
+            typer.echo(f"{review.save_picture(samples, pictures or Path(private)) or 'no picture'}\n{review.words(samples)}")
+            word = ""
+            while word not in ("a", "r", "s", "q"):
+                word = typer.prompt("accept, reject, skip or quit (a/r/s/q)").strip().lower()[:1]
+            if word == "q":
+                return
+            if word != "s":
+                try:
+                    desk.decide(case, word == "a", reviewer, note or typer.prompt("note", default="", show_default=False), overrule)
+                except AlreadyDecided as error:
+                    typer.echo(f"unimed: {error}", err=True)
+
+
 @app.command("trace")
 def data_trace(
     sample: Annotated[str | None, typer.Argument(help="A sample's or record's id, such as MedNIST/mednist-Hand-000145.")] = None,

@@ -54,12 +54,14 @@ def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 60
 
 def _inputs(store, settings) -> dict:
     """Sources and the digest of all that decides what a release holds."""
-    from corpus import intake
+    from corpus import intake, review
     from ray_jobs.params import load_params
 
     sources = _sources(settings.repo_dir, intake.sources(store))
     corpus = load_params(settings.params_file).corpus.model_dump(mode="json")
-    return {"sources": sources, "digest": digest({"sources": sources, "params": corpus, "code": source_fingerprint("corpus")})}
+    decisions = review.pinned(store)
+    inputs = {"sources": sources, "decisions": decisions, "params": corpus, "code": source_fingerprint("corpus")}
+    return {"sources": sources, "decisions": decisions, "digest": digest(inputs)}
 
 
 def _up_to_date(inputs: dict, releases: list[dict]) -> dict | None:
@@ -72,7 +74,7 @@ def _release(repo, store, inputs: dict, releases: list[dict], on_line: Callable[
 
     parent, tag = (releases[-1] if releases else None), _next_tag(releases)
     repo.prepare(released=[r["tag"] for r in releases])
-    repo.write("sources.yaml", _yaml(inputs["sources"], parent))
+    repo.write("sources.yaml", _yaml(inputs, parent))
     _build(repo, on_line)
     files, card = repo.files(), repo.read_json("data/release/card.json")
     repo.push(files.values(), there={file["key"] for file in parent["shards"]} if parent and "purged" not in parent else set())
@@ -90,6 +92,7 @@ def _release(repo, store, inputs: dict, releases: list[dict], on_line: Callable[
         "card": card,
         "changed": _changed(parent, card),
         "quarantine_key": files["quarantine.parquet"]["key"],
+        "doubts_key": files["doubts.parquet"]["key"],
         "removed": files["removed.json"],
         "data_docs_key": docs,
         "shards": [file for path, file in files.items() if path.startswith("shards/")],
@@ -133,15 +136,16 @@ def _sources(repo, taken_in: list[dict]) -> list:
     import yaml
 
     listed = yaml.safe_load((repo / "sources.yaml").read_text())["sources"]
-    return listed + [{key: source[key] for key in ("name", "shards", "removed", "quarantine")} for source in taken_in]
+    return listed + [{key: source[key] for key in ("name", "shards", "held", "stale", "removed", "quarantine") if key in source} for source in taken_in]
 
 
-def _yaml(sources: list, parent: dict | None) -> str:
+def _yaml(inputs: dict, parent: dict | None) -> str:
     """sources.yaml of the clone; what the parent held is what balance is compared with."""
     import yaml
 
     last = {"last_release": {"tag": parent["tag"], "by_source": parent["card"].get("by_source", {})}} if parent else {}
-    return yaml.safe_dump({"sources": sources} | last, sort_keys=False)
+    decided = {"decisions": inputs["decisions"]} if inputs["decisions"] else {}
+    return yaml.safe_dump({"sources": inputs["sources"]} | decided | last, sort_keys=False)
 
 
 def _changed(parent: dict | None, card: dict) -> dict[str, int]:

@@ -85,6 +85,12 @@ def kept_aside(name: str | None) -> dict:
     return {"kind": "source" if source else "release", "record": record, "quarantine": aside, "text": f"{head}\n\nkept aside ({len(aside)}):\n{listed}"}
 
 
+def cases(rows: list[dict]) -> str:
+    """What waits for a person."""
+    named = [[r["record"], r["modality"], "kept" if r["kept"] else "kept aside", r["reason"], r["detail"], *([r["picture"]] if "picture" in r else [])] for r in rows]
+    return table(["record", "modality", "", "reason", "detail", *(["picture"] if rows and "picture" in rows[0] else [])], named) if rows else "nothing waits for a person"
+
+
 def changes(result: dict) -> str:
     """Two releases compared, in words."""
     told = [

@@ -7,6 +7,7 @@ from flows.release_corpus import make_release
 from infra.lease import Lease
 from infra.records import digest
 from infra.settings import get_settings
+from model.curriculum import BOOTSTRAP, CHAMPION
 from ray_jobs.params import load_params
 
 # One training at a time: a run that another is ahead of waits for it, at most half a day.
@@ -22,7 +23,7 @@ def retrain(reason: str = "schedule", refresh: bool = False, force: bool = False
 
     Args:
         reason: why, for the record.
-        refresh: go on from the champion with the last stage, rather than from nothing.
+        refresh: go on from the champion with the profile's refresh curriculum, rather than from nothing.
         force: train even where results are there.
         deploy: let the endpoint serve the champion.
         share: of the profile's training steps; less than 1 for a quick look.
@@ -32,10 +33,8 @@ def retrain(reason: str = "schedule", refresh: bool = False, force: bool = False
         release = make_release(force=False, on_line=log)
         artifacts.release(release)
 
-        start = steps.champion_checkpoint() if refresh else steps.bootstrap(params, release, force, log)
-        stages = [start]
-        for stage in params.curriculum[-1:] if refresh else params.curriculum:
-            stages.append(steps.train_stage(params, stage, release, stages[-1], force, log))
+        curriculum, first = (params.refresh_curriculum, CHAMPION) if refresh else (params.curriculum, BOOTSTRAP)
+        stages = steps.train_curriculum(params, curriculum, release, first, force, log)
         artifacts.stages(stages)
 
         candidate = steps.register(params, release, stages, reason)

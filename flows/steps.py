@@ -1,16 +1,18 @@
 """The steps of a retraining, each a task that can be run again at no cost."""
 
+from collections.abc import Sequence
 from functools import cache
 
 from prefect import task
 from prefect.runtime import flow_run
 
+from flows.stage_watch import StageWatch
 from infra.jobs import JobSpec, run_job
 from infra.records import digest, file_sha256, source_fingerprint
 from infra.registry import ModelRegistry
 from infra.settings import get_settings
 from infra.store import log_store
-from model.curriculum import StageParams
+from model.curriculum import CHAMPION, StageParams
 from ray_jobs.gate import GateDecision, decide
 from ray_jobs.params import Params
 
@@ -32,33 +34,60 @@ def bootstrap(params: Params, release: dict, force: bool, log) -> dict:
     return _job(params, "bootstrap", "ray_jobs.bootstrap", inputs, force, log)
 
 
+def train_curriculum(params: Params, curriculum: Sequence[StageParams], release: dict, first: str, force: bool, log) -> list[dict]:
+    """The stages' records in order, each from where it says it starts; `first` is where one without a word begins that has none before it.
+
+    Raises:
+        LookupError: a stage starts from the champion, and there is none.
+    """
+    made: dict[str, dict] = {}
+    before = first
+    for stage in curriculum:
+        start = stage.start or before
+        if start not in made:
+            made[start] = _starting_point(params, start, release, force, log)
+        made[stage.name] = train_stage(params, stage, release, made[start], made.get(CHAMPION, {}).get("release"), force, log)
+        before = stage.name
+    return list(made.values())
+
+
+def _starting_point(params: Params, name: str, release: dict, force: bool, log) -> dict:
+    return champion_checkpoint() if name == CHAMPION else bootstrap(params, release, force, log)
+
+
 @task(task_run_name="train {stage.name}")
-def train_stage(params: Params, stage: StageParams, release: dict, start: dict, force: bool, log) -> dict:
-    """One curriculum stage from the checkpoint of the one before."""
+def train_stage(params: Params, stage: StageParams, release: dict, start: dict, known_release: str | None, force: bool, log) -> dict:
+    """One curriculum stage from the checkpoint of another; `known_release` is what the champion it goes back to has learned from."""
     inputs = {
         "release": release["tag"],
         "start": {key: start[key] for key in ("version", "prefix", "content_hash") if key in start},
         "stage": stage.model_dump(mode="json"),
         "training": params.training.model_dump(mode="json"),
+        "known_release": known_release if stage.replay is not None else None,
     }
-    return _job(params, stage.name, "ray_jobs.train", inputs, force, log)
+    spec = _spec(params, stage.name, "ray_jobs.train", inputs)
+    with StageWatch(spec.submission_id, stage, log) as watch:
+        return _run(spec, force, watch.line) | {"run": spec.submission_id}
 
 
 def champion_checkpoint() -> dict:
-    """The champion as a starting point.
+    """The champion as a starting point, with the release it was trained on.
 
     Raises:
         LookupError: there is no champion yet.
     """
-    champion = ModelRegistry().alias("champion")
+    registry = ModelRegistry()
+    champion = registry.alias("champion")
     if champion is None:
         raise LookupError("there is no champion to refresh; run `unimed retrain` first")
-    return {"stage": "champion", "version": champion.version, "how": "up to date", "history": [], "scores": {}, "steps": 0}
+    release = registry.get(champion.version).lineage.get("release")
+    return {"stage": CHAMPION, "version": champion.version, "release": release, "how": "up to date", "history": [], "scores": {}, "steps": 0}
 
 
 @task
 def register(params: Params, release: dict, stages: list[dict], reason: str) -> str:
     """Publish the last stage's weights as an immutable version with its lineage."""
+    from ray_jobs import tracker
     from ray_jobs.export import publish_version
 
     settings, registry = get_settings(), ModelRegistry()
@@ -78,6 +107,8 @@ def register(params: Params, release: dict, stages: list[dict], reason: str) -> 
     }
     version = publish_version(stages[-1], lineage).id
     registry.mark_candidate(version)
+    if "run" in stages[-1]:
+        tracker.tag_version(stages[-1]["run"], version)
     return version
 
 
@@ -156,7 +187,14 @@ def summary(release, stages, candidate, report, champion, decision, promoted, en
 
 
 def _job(params: Params, step: str, module: str, inputs: dict, force: bool, log) -> dict:
-    spec = JobSpec(step, module, inputs | {"seed": params.seed, "code": _code()})
+    return _run(_spec(params, step, module, inputs), force, log)
+
+
+def _spec(params: Params, step: str, module: str, inputs: dict) -> JobSpec:
+    return JobSpec(step, module, inputs | {"seed": params.seed, "code": _code()})
+
+
+def _run(spec: JobSpec, force: bool, log) -> dict:
     outcome = run_job(spec, on_log=log, force=force)
-    log(f"{step}: {outcome.how}" + (f" in {outcome.seconds:.0f} s" if outcome.seconds else ""))
+    log(f"{spec.step}: {outcome.how}" + (f" in {outcome.seconds:.0f} s" if outcome.seconds else ""))
     return outcome.result | {"how": outcome.how}

@@ -37,7 +37,7 @@ class JobFailed(RuntimeError):
 
 
 class JobCancelled(RuntimeError):
-    """Somebody stopped the job."""
+    """Somebody stopped the job; run again, it goes on from where it was."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def _collect(client, spec: JobSpec, attempt: str) -> dict:
     if result is not None:
         return result
     info = client.get_job_info(attempt)
-    if str(info.status.value) == "STOPPED":
+    # A job that ends well without a result was given notice, and saved what it had.
+    if str(info.status.value) in ("STOPPED", "SUCCEEDED"):
         raise JobCancelled(f"job {attempt} was stopped; run the command again to go on")
     tail = "\n".join(client.get_job_logs(attempt).splitlines()[-20:])
     raise JobFailed(attempt, info.message or str(info.status.value), tail)
@@ -167,12 +168,19 @@ def entrypoint(step: Callable[[dict], dict]) -> None:
     source.add_argument("--job", help="submission id; inputs and result are kept on S3")
     source.add_argument("--inputs", type=Path, help="JSON file of inputs; the result is printed")
     arguments = parser.parse_args()
-    if arguments.inputs:
-        print(json.dumps(step(json.loads(arguments.inputs.read_text())), indent=1))
+    try:
+        _run(step, arguments.job, arguments.inputs)
+    except JobCancelled as notice:
+        print(notice, flush=True)
+
+
+def _run(step: Callable[[dict], dict], job: str | None, inputs: Path | None) -> None:
+    if inputs:
+        print(json.dumps(step(json.loads(inputs.read_text())), indent=1))
         return
-    os.environ[JOB_VARIABLE] = arguments.job
+    os.environ[JOB_VARIABLE] = job
     store, begun = log_store(), utc_now()
-    result = step(store.get_json(f"jobs/{arguments.job}/inputs.json"))
+    result = step(store.get_json(f"jobs/{job}/inputs.json"))
     record = {"result": result, "started_at": begun, "finished_at": utc_now()}
     with suppress(PreconditionFailed):
-        store.put_json(f"jobs/{arguments.job}/result.json", record, if_absent=True)
+        store.put_json(f"jobs/{job}/result.json", record, if_absent=True)

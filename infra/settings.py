@@ -25,6 +25,8 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
     # At its default of 2 s, each checkpoint report may stall training for as long.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A job that is told to stop gets so long to save what it has; Ray's default is 3 s.
+    "RAY_JOB_STOP_WAIT_TIME_S": "120",
 }
 
 

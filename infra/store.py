@@ -131,6 +131,12 @@ class ObjectStore:
                 for entry in page.get("Contents", ()):
                     yield ObjectInfo(entry["Key"], entry["Size"], entry["ETag"])
 
+    def folders(self, prefix: str = "") -> tuple[str, ...]:
+        """What lies directly under a prefix that ends in "/", as prefixes that do so too, in order."""
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, Delimiter="/")
+            return tuple(sorted(entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())))
+
     def delete(self, key: str) -> None:
         with self._errors(key):
             self._client.delete_object(Bucket=self.bucket, Key=key)

@@ -1,6 +1,7 @@
 """Scores of short answers, and confidence intervals."""
 
 import re
+from collections.abc import Sequence
 from math import sqrt
 
 import numpy as np
@@ -26,6 +27,20 @@ def token_f1(answer: str, truth: str) -> float:
     given, wanted = normalise_answer(answer).split(), normalise_answer(truth).split()
     common = sum(min(given.count(token), wanted.count(token)) for token in set(given))
     return 2 * common / (len(given) + len(wanted)) if common else 0.0
+
+
+def token_recall(answer: str, truth: str) -> float:
+    """Share of the truth's tokens that the answer holds: how LLaVA-Med and its kin score open questions."""
+    given, wanted = normalise_answer(answer).split(), normalise_answer(truth).split()
+    return sum(min(given.count(token), wanted.count(token)) for token in set(wanted)) / len(wanted) if wanted else 0.0
+
+
+def closed_match(answer: str, truth: str, choices: Sequence[str] = ("yes", "no")) -> bool:
+    """Whether the first choice that the answer names, as words of its own, is the true one: the convention for closed questions."""
+    said = f" {normalise_answer(answer)} "
+    places = {choice: said.find(f" {normalise_answer(choice)} ") for choice in choices}
+    named = [choice for choice, place in places.items() if place >= 0]
+    return bool(named) and exact_match(min(named, key=lambda choice: (places[choice], -len(choice))), truth)
 
 
 def option_match(answer: str, options: dict[str, str]) -> str | None:

@@ -32,14 +32,16 @@ class Layout:
 
     `slots` [N] are places in all blocks laid end to end, None where the tokens already lie so.
     `n_und` tokens belong to the understanding expert and come first, the rest to the generation expert.
-    With `freeze_und` no gradient passes through anything the understanding expert computed. Where `sparse` is given,
-    attention is block-sparse over all tokens as they are (`sparse_attention.py`), and there are no blocks.
+    With `freeze_und` no gradient passes through anything the understanding expert computed. With `both_experts` the
+    generation expert runs even where it has no token. Where `sparse` is given, attention is block-sparse over all
+    tokens as they are (`sparse_attention.py`), and there are no blocks.
     """
 
     blocks: Sequence[Block]
     slots: Tensor | None
     n_und: int
     freeze_und: bool = False
+    both_experts: bool = False
     sparse: object | None = None
 
 
@@ -47,24 +49,23 @@ class AttentionRules:
     """The published rule over the splits of a packed sequence of N tokens.
 
     allowed(q, k) = (q >= k or both in the same full/noise split) and not (k in a noise split q is outside of),
-    within a sample.
+    within a sample. Worked out on the host, where the lengths are, so that no GPU has to be waited for.
     """
 
-    def __init__(self, split_lens: Sequence[int], attn_modes: Sequence[str], device: torch.device | str = "cpu"):
-        self.device = torch.device(device)
-        repeats = torch.tensor(split_lens, device=device)
-        self.split = torch.repeat_interleave(torch.arange(len(split_lens), device=device), repeats)
-        self.two_way = torch.repeat_interleave(torch.tensor([m != "causal" for m in attn_modes], device=device), repeats)
-        self.noise = torch.repeat_interleave(torch.tensor([m == "noise" for m in attn_modes], device=device), repeats)
+    def __init__(self, split_lens: Sequence[int], attn_modes: Sequence[str]):
+        repeats = torch.tensor(split_lens, dtype=torch.long)
+        self.split = torch.repeat_interleave(torch.arange(len(split_lens)), repeats)
+        self.two_way = torch.repeat_interleave(torch.tensor([m != "causal" for m in attn_modes], dtype=torch.bool), repeats)
+        self.noise = torch.repeat_interleave(torch.tensor([m == "noise" for m in attn_modes], dtype=torch.bool), repeats)
 
     def dense(self, tokens: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
         """Bool [rows, width, width] of the samples whose `tokens` [n] of the sequence lie at `places` [n]. Padding sees itself alone."""
         split, two_way, noise = (_lay(x[tokens], places, rows, width) for x in (self.split + 1, self.two_way, self.noise))
         same = split[:, :, None] == split[:, None, :]
-        earlier = torch.ones(width, width, dtype=torch.bool, device=self.device).tril()
+        earlier = torch.ones(width, width, dtype=torch.bool).tril()
         allowed = (earlier | (same & two_way[:, :, None])) & (same | ~noise[:, None, :])
         padding = split == 0
-        return (allowed & ~padding[:, None, :]) | (padding[:, :, None] & torch.eye(width, dtype=torch.bool, device=self.device))
+        return (allowed & ~padding[:, None, :]) | (padding[:, :, None] & torch.eye(width, dtype=torch.bool))
 
 
 def _lay(x: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
@@ -73,7 +74,7 @@ def _lay(x: Tensor, places: Tensor, rows: int, width: int) -> Tensor:
 
 def sample_mask(sample_lens: Sequence[int], split_lens: Sequence[int], attn_modes: Sequence[str]) -> Tensor:
     """Bool [samples, width, width]: what each token of each sample may see."""
-    tokens, places, width = _place(range(len(sample_lens)), sample_lens, "cpu")
+    tokens, places, width = _place(range(len(sample_lens)), sample_lens)
     return AttentionRules(split_lens, attn_modes).dense(tokens, places, len(sample_lens), width)
 
 
@@ -81,14 +82,14 @@ def lay_out(sample_lens: Sequence[int], split_lens: Sequence[int], attn_modes: S
     """The blocks of a packed sequence, and each token's place [N] in them, in sequence order.
 
     Samples of similar length share a block; with `in_one` all do, a row each in their order, as a cache holds them.
-    `like` gives the masks' dtype and device.
+    `like` gives the masks' dtype and device; places are on the host.
     """
-    rules = AttentionRules(split_lens, attn_modes, like.device)
-    slots = torch.empty(sum(sample_lens), dtype=torch.long, device=like.device)
+    rules = AttentionRules(split_lens, attn_modes)
+    slots = torch.empty(sum(sample_lens), dtype=torch.long)
     blocks: list[Block] = []
     base = 0
     for members in [range(len(sample_lens))] if in_one else similar_lengths(sample_lens):
-        tokens, places, width = _place(members, sample_lens, like.device)
+        tokens, places, width = _place(members, sample_lens)
         slots[tokens] = base + places
         causal = not rules.two_way[tokens].any()
         mask = None if causal else additive(rules.dense(tokens, places, len(members), width)[:, None], like)
@@ -109,12 +110,12 @@ def similar_lengths(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _place(members: Sequence[int], sample_lens: Sequence[int], device) -> tuple[Tensor, Tensor, int]:
+def _place(members: Sequence[int], sample_lens: Sequence[int]) -> tuple[Tensor, Tensor, int]:
     """Of some samples: their tokens [n] in the sequence, the places [n] of these in a block, and its width."""
     ends = list(accumulate(sample_lens))
     width = max(sample_lens[m] for m in members)
-    tokens = torch.cat([torch.arange(ends[m] - sample_lens[m], ends[m], device=device) for m in members])
-    places = torch.cat([torch.arange(sample_lens[m], device=device) + row * width for row, m in enumerate(members)])
+    tokens = torch.cat([torch.arange(ends[m] - sample_lens[m], ends[m]) for m in members])
+    places = torch.cat([torch.arange(sample_lens[m]) + row * width for row, m in enumerate(members)])
     return tokens, places, width
 
 

@@ -45,11 +45,11 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> "UniMedVL":
     check_keys(model, weights, vae)
     if device == "meta":
         return model
-    fill(model, weights, ignore=("vae.",))
-    fill(model.vae, vae)
+    fill(model, weights, device, ignore=("vae.",))
+    fill(model.vae, vae, device)
     restore_tables(model)
     _fit_vocabulary(model)
-    return model.to(device).eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def empty_network(folder: Path) -> "UniMedVL":
@@ -83,11 +83,11 @@ def check_keys(model: "UniMedVL", weights: Weights, vae: Weights) -> None:
     _compare({key: tuple(tensor.shape) for key, tensor in model.vae.state_dict().items()}, vae)
 
 
-def fill(module: nn.Module, weights: Weights, ignore: tuple[str, ...] = ()) -> None:
-    """Give a meta module its tensors one by one, as they are stored; tables of another size stay empty."""
+def fill(module: nn.Module, weights: Weights, device: str, ignore: tuple[str, ...] = ()) -> None:
+    """Give a meta module its tensors on a device, one by one, as they are stored; tables of another size stay empty."""
     for key, empty in list(module.state_dict().items()):
         if not key.startswith(ignore) and weights.shapes.get(key) == tuple(empty.shape):
-            module.load_state_dict({key: weights.read(key)}, strict=False, assign=True)
+            module.load_state_dict({key: weights.read(key).to(device)}, strict=False, assign=True)
 
 
 def restore_tables(model: "UniMedVL") -> None:
@@ -97,7 +97,7 @@ def restore_tables(model: "UniMedVL") -> None:
     like = model.language_model.model.embed_tokens.weight
     for table, side in ((model.latent_pos_embed, model.config.max_latent_size), (model.vit_pos_embed, model.config.vit_max_num_patch_per_side)):
         if table.pos_embed.is_meta:
-            table.pos_embed = nn.Parameter(sincos_table(side, model.config.llm.hidden_size).to(like.dtype), requires_grad=False)
+            table.pos_embed = nn.Parameter(sincos_table(side, model.config.llm.hidden_size).to(like), requires_grad=False)
 
 
 def _fit_vocabulary(model: "UniMedVL") -> None:
@@ -118,7 +118,9 @@ def _read_config(folder: Path) -> ModelConfig:
         return ModelConfig.load(folder)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: not a UniMedVL checkpoint folder") from None
-    except (ValidationError, ValueError, KeyError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{folder}: the configuration lacks {error}") from error
+    except (ValidationError, ValueError) as error:
         raise CheckpointError(f"{folder}: the configuration is not valid: {error}") from error
 
 

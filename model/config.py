@@ -184,7 +184,8 @@ class ModelConfig(BaseModel):
     def load(cls, folder: Path) -> "ModelConfig":
         """Read a checkpoint folder's configuration; absent extras take the published 14B values."""
         folder = Path(folder)
-        parts = {"llm": _read(folder / "llm_config.json"), "vit": _read(folder / "vit_config.json")}
+        parts = {"llm": QWEN2 | _read(folder / "llm_config.json"), "vit": SIGLIP | _read(folder / "vit_config.json")}
+        parts["llm"]["tie_word_embeddings"] = False  # the published code sets it, whatever the file says
         if (folder / EXTRA_FILE).exists():
             return cls(**parts, **_read(folder / EXTRA_FILE))
         if (folder / REFERENCE_FILE).exists():
@@ -192,6 +193,18 @@ class ModelConfig(BaseModel):
         return cls(**parts, **PUBLISHED_EXTRAS)
 
 
+# What a file of the published folder means where it is silent: its writer leaves out what the class has as default.
+QWEN2 = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 32768,
+}
+SIGLIP = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16, "image_size": 224}
 PUBLISHED_SAMPLING = {"steps": 50, "edit_text_guidance": 4.0, "edit_image_guidance": 2.0}
 # What BAGEL's and UniMedVL's own code sets after reading the published JSON files.
 PUBLISHED_EXTRAS = {
@@ -225,14 +238,14 @@ def _reference_extras(written: dict, vit_patch: int) -> dict:
     vae_side = bagel["max_latent_size"] * stride
     return {
         "name": "reference",
-        "vae": {key: ae[key] for key in VAEConfig.model_fields if key in ae} | {"norm_groups": 32},
+        "vae": {key: ae[key] for key in VAEConfig.model_fields if key != "norm_groups"} | {"norm_groups": 32},
         "image": {
             "vit": {"max_size": vit_side, "min_size": min(378, vit_side // 2), "stride": vit_patch},
             "vae": {"max_size": vae_side, "min_size": min(512, vae_side // 2), "stride": stride},
             "draw_size": vae_side,
         },
         "sampling": PUBLISHED_SAMPLING,
-        "special_tokens": written["special_tokens"],
+        "special_tokens": {name: written["special_tokens"][name] for name in SpecialTokens.model_fields},
         **{key: bagel[key] for key in ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", "timestep_shift")},
     }
 

@@ -20,7 +20,7 @@ from model.products import Together
 
 def by_expert(x: Tensor, layout: Layout, und: Callable, gen: Callable):
     """`und` of the first `n_und` tokens and `gen` of the others, in one tensor again; or in several, if they give several."""
-    if layout.n_und == x.shape[0]:
+    if layout.n_und == x.shape[0] and not layout.both_experts:
         return _held(und(x), layout)
     first, second = x.split([layout.n_und, x.shape[0] - layout.n_und])
     understood, generated = _held(und(first), layout), gen(second)
@@ -63,9 +63,9 @@ class _Attention(nn.Module):
 
     def _heads(self, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, angles: Sequence[Tensor]) -> Sequence[Tensor]:
         """Queries and keys [n, heads + kv_heads, d], normed and turned, and values [n, kv_heads, d]."""
-        qk, v = qkv.view(len(qkv), -1, self.d).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        qk, v = qkv.view(len(qkv), self.heads + 2 * self.kv_heads, self.d).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
         weight = torch.cat([q_norm.weight.expand(self.heads, -1), k_norm.weight.expand(self.kv_heads, -1)])
-        return normed_and_turned(qk, weight, q_norm.eps, *angles), v
+        return normed_and_turned(qk, weight, q_norm.eps, *(angle.to(qk.dtype) for angle in angles)), v
 
 
 class _MLP(nn.Module):

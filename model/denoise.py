@@ -124,11 +124,11 @@ class QueryBlock:
         self.width = count + 2
         row = torch.arange(rows)[:, None] * self.width
         framing, latents = row + torch.tensor([0, count + 1]), row + torch.arange(1, count + 1)
-        self.slots = (framing, latents)
+        self.slots = (framing.to(model.device), latents.to(model.device))
         self.mask = context.mask.expand(-1, 1, self.width, -1)
         special = model.config.special_tokens
-        self.frame = torch.tensor([special.start_of_image, special.end_of_image])
-        self.positions = grid_ids(*grid, model.config.max_latent_size)
+        self.frame = torch.tensor([special.start_of_image, special.end_of_image], device=model.device)
+        self.positions = grid_ids(*grid, model.config.max_latent_size).to(model.device)
 
     @torch.inference_mode()
     def velocity(self, x: Tensor, t: Tensor, branches: int) -> Tensor:
@@ -136,7 +136,7 @@ class QueryBlock:
         images, count, _ = x.shape
         rows = images * branches
         latents = x.repeat(branches, 1, 1).flatten(0, 1)
-        tokens = self.model.embed_latents(latents, t.expand(len(latents)), self.positions.repeat(rows))
+        tokens = self.model.embed_latents(latents, t.to(x.device).expand(len(latents)), self.positions.repeat(rows))
         hidden = torch.cat([self.model.embed_text(self.frame.repeat(rows)), tokens])
         slots = torch.cat([part[:rows].flatten() for part in self.slots])
         layout = Layout([Block(rows, self.width, self.mask[:rows])], slots, 2 * rows)

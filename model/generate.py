@@ -36,7 +36,7 @@ class Context:
 @torch.inference_mode()
 def prefill(model: "UniMedVL", contexts: list[list[Item]], room: int) -> Context:
     """Read the contexts in one forward pass and leave `room` free places a row in the cache."""
-    packed = pack(contexts, model.config)
+    packed = pack(contexts, model.config).to(model.device)
     llm = model.config.llm
     like = model.language_model.lm_head.weight
     width = max(packed.sample_lens)
@@ -56,12 +56,13 @@ def decode(model: "UniMedVL", context: Context, max_new_tokens: int, temperature
     Rows go on after their eos: the caller decides when to stop.
     """
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((context.rows,), model.config.special_tokens.bos_token_id)
+    tokens = torch.full((context.rows,), model.config.special_tokens.bos_token_id, device=model.device)
     for _ in range(max_new_tokens):
         logits, context = step(model, context, tokens)
         logprobs = torch.log_softmax(logits.float() / temperature if temperature else logits.float(), dim=-1)
         if temperature:
-            tokens = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+            # Drawn on the host: a seed means the same on every device.
+            tokens = torch.multinomial(logprobs.exp().cpu(), 1, generator=generator)[:, 0].to(model.device)
             scores = logprobs.gather(1, tokens[:, None])[:, 0]
         else:
             scores, tokens = logprobs.max(dim=-1)

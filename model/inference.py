@@ -105,16 +105,16 @@ class InferenceMixin:
         contexts = [self._generation_items(parts) for parts in conversations]
         rows, columns = self._latent_grid(contexts, size)
         settings = denoise.settings(self.config.sampling, has_images=_has_image(contexts[0]), steps=steps, text=guidance, image=image_guidance)
-        noise = torch.stack([self._noise(rows * columns, s) for s in (seeds or range(len(contexts)))])
+        noise = torch.stack([self._noise(rows * columns, s) for s in (seeds or range(len(contexts)))]).to(self.device)
         tokens = denoise.sample(self, contexts, noise, (rows, columns), settings)
         return [to_image(pixels) for pixels in self.vae.decode(denoise.to_latent(self, tokens, (rows, columns)))]
 
     @torch.inference_mode()
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Mean connector output of each image, float32 [n, hidden]: the model's own view of it."""
-        packed = pack([[self._vit_item(image)] for image in images], self.config)
+        packed = pack([[self._vit_item(image)] for image in images], self.config).to(self.device)
         features = self.connector(self.vit_model(packed.vit_patches, packed.vit_position_ids, packed.vit_lengths))
-        return torch.stack([f.mean(dim=0) for f in features.split(packed.vit_lengths)]).float().numpy()
+        return torch.stack([f.mean(dim=0) for f in features.split(packed.vit_lengths)]).float().cpu().numpy()
 
     def _understanding_context(self, conversations: Sequence[Parts], room: int) -> generate.Context:
         items = [[self._understanding_item(part) for part in parts] for parts in conversations]

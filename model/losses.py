@@ -20,7 +20,7 @@ class TokenCounts:
 
 
 def count(pack: PackedSequence) -> TokenCounts:
-    return TokenCounts(len(pack.ce_labels), int((pack.timestep_draws > float("-inf")).sum()))
+    return TokenCounts(len(pack.ce_labels), len(pack.target_rows))
 
 
 def step_loss(losses: TokenLosses, totals: TokenCounts, ce_weight: float, mse_weight: float) -> tuple[Tensor, float, float]:

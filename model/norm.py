@@ -3,6 +3,8 @@
 Backward passes are written out: they touch memory half as often as recorded ones, and memory is what a norm costs.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 
@@ -15,26 +17,32 @@ class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        # A tensor spares the wrapping of a number, which for a single token takes as long as the sum.
-        self.eps = torch.tensor(eps, device="cpu")
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         return _Norm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _weighted(x, self.weight, self.eps)[0]
 
 
-def normed_and_turned(x: Tensor, weight: Tensor, eps: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+def normed_and_turned(x: Tensor, weight: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Heads x [n, heads, d] through a norm with `weight` [heads, d], then turned by their positions' angles [n, 1, d]."""
     if torch.is_grad_enabled():
         return _NormedAndTurned.apply(x, weight, eps, cos, signed_sin)
     return apply_rotary(_weighted(x, weight, eps)[0], cos, signed_sin)
 
 
-def _weighted(x: Tensor, weight: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+def _weighted(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm, and 1 / rms [..., 1] in float32. A vector norm is the quickest sum of squares."""
     wide = x.float()
     size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    inverse = torch.addcmul(eps, size, size, value=1 / x.shape[-1]).rsqrt_()
+    inverse = torch.addcmul(_constant(eps, x.device), size, size, value=1 / x.shape[-1]).rsqrt_()
     return (wide * inverse).to(x.dtype).mul_(weight), inverse
+
+
+@lru_cache
+def _constant(value: float, device: torch.device) -> Tensor:
+    """A tensor spares the wrapping of a number, which for a single token takes as long as the sum."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, device=device)
 
 
 def _weighted_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +60,7 @@ class _Norm(torch.autograd.Function):
     """Keeps the input, which is there anyway, and one number a token."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         y, inverse = _weighted(x, weight, eps)
         ctx.save_for_backward(x, inverse, weight)
         return y
@@ -66,7 +74,7 @@ class _NormedAndTurned(torch.autograd.Function):
     """Keeps the input and one number a head."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
         y, inverse = _weighted(x, weight, eps)
         ctx.save_for_backward(x, inverse, weight, cos, signed_sin)
         return apply_rotary(y, cos, signed_sin)

@@ -5,7 +5,7 @@ Framing, positions and attention modes follow the published BAGEL/UniMedVL packe
 in full, and hidden from everything outside it while it is noised.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -57,7 +57,8 @@ Mode = Literal["causal", "full", "noise"]
 class PackedSequence:
     """One packed batch of N tokens; `*_indexes` are places in the sequence.
 
-    `latents` [M, latent_dim] are clean; `timestep_draws` [M] are raw normal draws, `-inf` for context.
+    `latents` [M, latent_dim] are clean; `timestep_draws` [M] are raw normal draws, `-inf` for context, and
+    `target_rows` are the rows of both that carry a loss.
     `rope_ends` is the rotary counter after each sample, where generation continues.
     """
 
@@ -71,6 +72,7 @@ class PackedSequence:
     latent_indexes: Tensor
     latent_position_ids: Tensor
     timestep_draws: Tensor
+    target_rows: Tensor
     position_ids: Tensor
     ce_indexes: Tensor
     ce_labels: Tensor
@@ -83,6 +85,11 @@ class PackedSequence:
     @property
     def length(self) -> int:
         return len(self.position_ids)
+
+    def to(self, device: torch.device | str) -> "PackedSequence":
+        """The same pack on a device; the host does not wait for the copies."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def length_weight(length: int) -> float:
@@ -195,6 +202,7 @@ def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
     for items in samples:
         packer.add_sample(items)
     patch_width = config.vit.num_channels * config.vit.patch_size**2
+    target_rows = [row for row, draw in enumerate(packer.timestep_draws) if draw != CLEAN]
     long = torch.long
     return PackedSequence(
         text_ids=torch.tensor(packer.text_ids, dtype=long),
@@ -207,6 +215,7 @@ def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
         latent_indexes=torch.tensor(packer.latent_indexes, dtype=long),
         latent_position_ids=_cat_ids(packer.latent_position_ids),
         timestep_draws=torch.tensor(packer.timestep_draws),
+        target_rows=torch.tensor(target_rows, dtype=long),
         position_ids=torch.tensor(packer.position_ids, dtype=long),
         ce_indexes=torch.tensor(packer.ce_indexes, dtype=long),
         ce_labels=torch.tensor(packer.ce_labels, dtype=long),

@@ -33,11 +33,21 @@ def shard(model: UniMedVL, mesh: DeviceMesh, compute_dtype: torch.dtype | None =
 
     Parameters stay as they are (float32 masters); layers compute in `compute_dtype` and reduce gradients in
     float32. The VAE is small and frozen: every process has it whole.
+
+    Gradients of all processes are *summed*, not averaged: losses are shares of the step's means
+    (`losses.step_loss`). Every part runs for every pack, with nothing in it if need be, so that processes meet
+    in the same collectives whatever their packs hold.
     """
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
+    # Inputs are cast where they enter the network: noise must stay what it was drawn as.
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None, cast_forward_inputs=False)
     for unit in units(model):
         fully_shard(unit, mesh=mesh, mp_policy=policy)
-    return fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=set(model.vae.parameters()))
+    fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=set(model.vae.parameters()))
+    for unit in (*units(model), model):
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)
+    model.runs_every_part = True
+    return model
 
 
 def load_sharded(folder: str | Path, mesh: DeviceMesh, compute_dtype: torch.dtype | None = torch.bfloat16) -> UniMedVL:

@@ -49,5 +49,5 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def to_image(pixels: Tensor) -> Image.Image:
     """(3, H, W) around [-1, 1] to an RGB picture."""
-    bounded = (pixels * 0.5 + 0.5).clamp(0, 1) * 255
+    bounded = (pixels.float() * 0.5 + 0.5).clamp(0, 1) * 255
     return Image.fromarray(bounded.permute(1, 2, 0).to(torch.uint8).cpu().numpy())

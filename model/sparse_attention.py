@@ -8,25 +8,73 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from model.attention import AttentionRules
 
 DEVICES = ("cuda",)
+SIDE = 128
 
 
 def block_mask(sample_lens: Sequence[int], split_lens: Sequence[int], attn_modes: Sequence[str], order: Tensor) -> BlockMask:
     """The mask of a packed sequence whose tokens come in `order` [N] (indices into the sequence)."""
-    device = order.device
-    rules = AttentionRules(split_lens, attn_modes, device)
-    sample = torch.repeat_interleave(torch.arange(len(sample_lens), device=device), torch.tensor(sample_lens, device=device))[order]
-    split, two_way, noise = rules.split[order], rules.two_way[order], rules.noise[order]
+    rules = AttentionRules(split_lens, attn_modes)
+    sample = torch.repeat_interleave(torch.arange(len(sample_lens)), torch.tensor(sample_lens))
+    sample, split, two_way, noise = (x.to(order.device, non_blocking=True)[order] for x in (sample, rules.split, rules.two_way, rules.noise))
 
     def allowed(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         same = split[q] == split[k]
         return (sample[q] == sample[k]) & ((order[q] >= order[k]) | (same & two_way[q])) & (same | ~noise[k])
 
-    return create_block_mask(allowed, None, None, len(order), len(order), device=device)
+    seen, whole = block_pairs(order, sample, split, two_way, noise)
+    partly = seen & ~whole
+    return BlockMask.from_kv_blocks(*_listed(partly), *_listed(whole), BLOCK_SIZE=SIDE, mask_mod=allowed, seq_lengths=(len(order), len(order)))
+
+
+def block_pairs(order: Tensor, sample: Tensor, split: Tensor, two_way: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Bool [blocks, blocks] each: pairs (q, k) where some token may see another, and where all see all.
+
+    Told from the least and greatest values in each block alone, so the cost is that of the pairs of blocks. The first
+    may hold a few pairs too many, the second a few too few: tokens are then looked at one by one.
+    """
+    (first, last), (low, high), (start, end) = (_bounds(x) for x in (order, sample, split))
+    met = _overlap(low, high)
+    same = _overlap(start, end) & _any(two_way)[:, None]
+    seen = met & ((last[:, None] >= first[None]) | same) & (_overlap(start, end) | ~_all(noise)[None])
+    one_sample = (low == high)[:, None] & (low == high)[None] & met
+    one_split = (start == end)[:, None] & (start == end)[None] & _overlap(start, end) & _all(two_way)[:, None]
+    whole = one_split | (one_sample & (first[:, None] >= last[None]) & ~_any(noise)[None])
+    full = torch.arange(1, len(first) + 1, device=order.device) * SIDE <= len(order)
+    return seen, whole & full[:, None] & full[None]
+
+
+def _tiles(x: Tensor) -> Tensor:
+    """[blocks, SIDE]; the last block is filled up with its last value."""
+    missing = -len(x) % SIDE
+    return torch.cat([x, x[-1:].expand(missing)]).view(-1, SIDE)
+
+
+def _bounds(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _tiles(x).aminmax(dim=1)
+
+
+def _any(x: Tensor) -> Tensor:
+    return _tiles(x).any(dim=1)
+
+
+def _all(x: Tensor) -> Tensor:
+    return _tiles(x).all(dim=1)
+
+
+def _overlap(low: Tensor, high: Tensor) -> Tensor:
+    """[n, n]: whether the ranges of two blocks meet."""
+    return (high[:, None] >= low[None]) & (high[None] >= low[:, None])
+
+
+def _listed(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row, how many blocks it looks at, and their numbers first: int32 [1, 1, blocks] and [1, 1, blocks, blocks]."""
+    counts, numbers = pairs.sum(dim=-1), pairs.int().argsort(dim=-1, descending=True, stable=True)
+    return counts.int()[None, None], numbers.int()[None, None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:

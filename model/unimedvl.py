@@ -59,6 +59,7 @@ class UniMedVL(InferenceMixin, nn.Module):
         self.latent_pos_embed = _PositionTable(config.max_latent_size, width)
         self.vae = AutoEncoder(config.vae).requires_grad_(False)
         self.tokenizer = None
+        self.runs_every_part = False  # also parts that a pack has no token for: `parallelize.shard` needs it
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "UniMedVL":
@@ -97,7 +98,7 @@ class UniMedVL(InferenceMixin, nn.Module):
         return tuple(child for name, child in self.named_children() if name != "vae")
 
     def forward(self, pack: PackedSequence, noise: Tensor, freeze_und: bool = False) -> TokenLosses:
-        """Token losses of a pack. `noise` [M, latent_dim] ~ N(0, 1) pairs with `pack.latents`.
+        """Token losses of a pack on the network's device. `noise` [M, latent_dim] ~ N(0, 1) pairs with `pack.latents`.
 
         With `freeze_und` only the generation expert, its in- and output layers and `lm_head` get gradients.
         """
@@ -106,9 +107,8 @@ class UniMedVL(InferenceMixin, nn.Module):
         hidden, place = self.hidden_states(pack, noisy, t, freeze_und=freeze_und)
         logits = self.language_model.lm_head(hidden[place[pack.ce_indexes]])
         ce = F.cross_entropy(logits.float(), pack.ce_labels, reduction="none")
-        target = t > 0
-        velocity = self.llm2vae(hidden[place[pack.latent_indexes[target]]])
-        return TokenLosses(ce=ce, mse=(velocity.float() - (noise - pack.latents)[target]) ** 2)
+        velocity = self.llm2vae(hidden[place[pack.latent_indexes[pack.target_rows]]])
+        return TokenLosses(ce=ce, mse=(velocity.float() - (noise - pack.latents)[pack.target_rows]) ** 2)
 
     def shifted_timesteps(self, draws: Tensor) -> Tensor:
         """Normal draws to t in [0, 1): sigmoid, then the resolution shift."""
@@ -129,28 +129,37 @@ class UniMedVL(InferenceMixin, nn.Module):
         if self.sparse_attention and not cached:
             from model.sparse_attention import block_mask
 
-            return Layout((), None, n_und, freeze_und, block_mask(*rule, order))
+            return Layout((), None, n_und, freeze_und, self.runs_every_part, block_mask(*rule, order))
         blocks, slots = lay_out(*rule, like, in_one=cached)
-        slots = slots[order]
-        in_place = len(slots) == sum(block.places for block in blocks) and torch.equal(slots, torch.arange(len(slots), device=slots.device))
-        return Layout(blocks, None if in_place else slots, n_und, freeze_und)
+        text_alone = len(pack.text_indexes) == len(slots) == sum(block.places for block in blocks)
+        in_place = text_alone and torch.equal(slots, torch.arange(len(slots)))
+        return Layout(blocks, None if in_place else slots.to(like.device)[order], n_und, freeze_und, self.runs_every_part)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.language_model.lm_head.weight.device
 
     @property
     def sparse_attention(self) -> bool:
         """Whether packs are attended to block-sparsely: on GPUs, where that is the faster way."""
-        return self.language_model.lm_head.weight.device.type == "cuda"
+        return self.device.type == "cuda"
 
     def embed_text(self, ids: Tensor) -> Tensor:
         return self.language_model.model.embed_tokens(ids)
 
     def embed_vit(self, pack: PackedSequence) -> Tensor:
         """ViT tokens as decoder inputs [n, hidden]."""
-        if not pack.vit_lengths:
-            return self.vit_pos_embed(pack.vit_position_ids)
+        patches, ids, lengths = pack.vit_patches, pack.vit_position_ids, pack.vit_lengths
+        if not lengths and not self.runs_every_part:
+            return self.vit_pos_embed(ids)
+        if not lengths:
+            # One blank patch, of which nothing is kept.
+            patches, ids, lengths = patches.new_zeros(1, patches.shape[1]), ids.new_zeros(1), [1]
         # SigLIP's own learned table and ours are both indexed by the same grid ids.
-        features = self.vit_model(pack.vit_patches, pack.vit_position_ids, pack.vit_lengths)
-        return self.connector(features) + self.vit_pos_embed(pack.vit_position_ids)
+        features = self.connector(self.vit_model(patches, ids, lengths)) + self.vit_pos_embed(ids)
+        return features[: len(pack.vit_indexes)]
 
     def embed_latents(self, latents: Tensor, t: Tensor, position_ids: Tensor) -> Tensor:
         """Latent tokens [n, latent_dim] at times [n] as decoder inputs [n, hidden]."""
-        return self.vae2llm(latents) + self.time_embedder(t) + self.latent_pos_embed(position_ids)
+        return self.vae2llm(latents.to(self.vae2llm.weight.dtype)) + self.time_embedder(t) + self.latent_pos_embed(position_ids)

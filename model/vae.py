@@ -135,7 +135,7 @@ class AutoEncoder(nn.Module):
 
     def posterior(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, each [b, z, h, w]."""
-        return self.encoder(pixels).chunk(2, dim=1)
+        return self.encoder(pixels.to(self.encoder.conv_in.weight)).chunk(2, dim=1)
 
     def encode(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
         """Normalised latents [b, z, h, w]; the posterior's mean unless `noise` asks for a sample of it."""
@@ -145,7 +145,8 @@ class AutoEncoder(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latents back to pixels [b, 3, H, W] around [-1, 1]."""
-        return self.decoder(latent / self.config.scale_factor + self.config.shift_factor)
+        z = latent / self.config.scale_factor + self.config.shift_factor
+        return self.decoder(z.to(self.decoder.conv_in.weight))
 
 
 def latent_to_tokens(latent: Tensor, patch: int) -> Tensor:

@@ -66,7 +66,7 @@ class _Embeddings(nn.Module):
         self.position_embedding = nn.Embedding((config.image_size // config.patch_size) ** 2, config.hidden_size)
 
     def forward(self, patches: Tensor, position_ids: Tensor) -> Tensor:
-        return self.patch_embedding(patches) + self.position_embedding(position_ids)
+        return self.patch_embedding(patches.to(self.patch_embedding.weight.dtype)) + self.position_embedding(position_ids)
 
 
 class _Encoder(nn.Module):

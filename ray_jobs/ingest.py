@@ -13,6 +13,7 @@ from corpus.readers import formats
 from corpus.readers.source import Source
 from infra.settings import get_settings
 from infra.store import corpus_store
+from ray_jobs import alignment
 from ray_jobs.examination import on_cluster
 from ray_jobs.params import load_params
 
@@ -22,8 +23,10 @@ COUNT_S = 5.0
 
 def build_release(sources: Path, out: Path, params_file: Path, on_step: Callable[[str], None] = print) -> dict:
     """Build the release of `sources` into `out`; returns its card."""
-    params = load_params(params_file)
-    return release.build(release.read_sources(sources), out, params.corpus, corpus_store(), salt(), on_step, release.last_release(sources))
+    params, store = load_params(params_file), corpus_store()
+    scorer = alignment.scorer(params.corpus.quality.alignment.scorer)
+    decisions = release.read_decisions(sources, store)
+    return release.build(release.read_sources(sources), out, params.corpus, store, salt(), on_step, release.last_release(sources), decisions, scorer)
 
 
 def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress | None = None, **said) -> dict:

@@ -1,82 +1,252 @@
-"""The order of samples: a function of release, seed, stream and position alone.
+"""The order of samples: a function of release, seed, stage, stream and position alone.
 
 A stage reads `streams` logical streams, one pack of each a step. Workers share the streams out among
-themselves, so the order of samples never depends on how many workers there are. A stream's whole
-state is two small values, saved with every checkpoint.
+themselves, so the order of samples never depends on how many workers there are. Packs are made ahead in a
+thread; a stream's whole state is a few small values, saved with every checkpoint.
 """
 
+import copy
+import queue
 import random
-from collections import Counter, defaultdict
+import threading
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
 
 from corpus.reader import ReleaseReader
 from model.curriculum import StageParams
 from model.packing import Item, PackedSequence, item_cost, pack
+from ray_jobs.mixture import Mixture
 from ray_jobs.plans import Planner
+
+# A shard is asked for so many draws of its group before it is needed, a pass at most.
+AHEAD = 256
+# Samples in a row that may be unusable before the stage is told to have none.
+MOST_SKIPPED = 1000
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Restore key of a sample in a pack: `position` counts the draws of its stream."""
+
+    stream: str
+    position: int
+    sample: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a worker trains on in one step.
+
+    `packs` by stream name; `states` of these streams after this batch, whatever was made beyond it; `skipped`
+    {stream, position, sample, reason} of samples that were met and cannot be used; `tokens` really in the packs,
+    out of a `capacity`.
+    """
+
+    packs: dict[str, PackedSequence]
+    drawn: list[Drawn]
+    states: dict[str, dict]
+    skipped: list[dict]
+    tokens: int
+    capacity: int
+
+
+@dataclass
+class _Waiting:
+    """A drawn sample that waits for a pack with room; everything but its key is planned again after a restart.
+
+    `tokens` are those it takes in a pack: dropped conditions take none.
+    """
+
+    position: int
+    row: int
+    items: list[Item]
+    tokens: int
+
+
+@dataclass
+class StreamState:
+    """All that a stream must remember: draws so far, of each group, and the samples that wait as (position, row)."""
+
+    position: int = 0
+    drawn: Counter = field(default_factory=Counter)
+    waiting: list[tuple[int, int]] = field(default_factory=list)
+
+    def to_json(self) -> dict:
+        return {"position": self.position, "drawn": dict(self.drawn), "waiting": [list(key) for key in self.waiting]}
+
+    @classmethod
+    def from_json(cls, saved: dict) -> "StreamState":
+        return cls(saved["position"], Counter(saved["drawn"]), [tuple(key) for key in saved["waiting"]])
 
 
 class Stream:
     """One endless, restartable stream of packs."""
 
-    def __init__(self, reader: ReleaseReader, planner: Planner, stage: StageParams, seed: int, number: int):
-        self.reader, self.planner, self.stage = reader, planner, stage
+    def __init__(self, reader: ReleaseReader, planner: Planner, stage: StageParams, mixture: Mixture, number: int):
+        self.reader, self.planner, self.stage, self.mixture, self.number = reader, planner, stage, mixture, number
         self.name = str(number)
-        self.key = f"{seed}/{stage.name}/{number}"
-        self.groups = _group(reader.index)
-        self.tasks, self.weights = _mixture(stage, self.groups)
+        self.key = f"{mixture.key}/{number}"
+        self.most = min(stage.tokens_per_pack, stage.tokens_per_sample or stage.tokens_per_pack)
         self.position, self.drawn = 0, Counter()
-        self._orders: dict[tuple[str, int], list[int]] = {}
+        self.waiting: list[_Waiting] = []
+        self.skipped: list[dict] = []
 
-    def next_pack(self) -> PackedSequence:
-        """Samples in order until the next one would overrun the token budget; that one opens the next pack."""
-        samples, tokens = [], 0
+    def next_pack(self) -> tuple[PackedSequence, list[Drawn]]:
+        """The longest-waiting sample, then each time the largest that still fits, until none does of as many as may wait."""
+        self._look_ahead()
+        chosen = [self.waiting.pop(0)]
+        room = self.stage.tokens_per_pack - chosen[0].tokens
         while True:
-            state = self.position, self.drawn.copy()
-            items = self._next_sample()
-            cost = sum(item_cost(item, self.planner.config) for item in items)
-            if samples and tokens + cost > self.stage.tokens_per_pack:
-                self.position, self.drawn = state
-                return pack(samples, self.planner.config)
-            samples.append(items)
-            tokens += cost
+            self._look_ahead()
+            fits = [sample for sample in self.waiting if sample.tokens <= room]
+            if not fits:
+                break
+            best = max(fits, key=lambda sample: sample.tokens)
+            self.waiting.remove(best)
+            chosen.append(best)
+            room -= best.tokens
+        drawn = [Drawn(self.name, sample.position, self.reader.index[sample.row].id) for sample in chosen]
+        return pack([sample.items for sample in chosen], self.planner.config), drawn
 
-    def state_dict(self) -> dict:
-        return {"position": self.position, "drawn": dict(self.drawn)}
+    def state(self) -> StreamState:
+        return StreamState(self.position, self.drawn.copy(), [(sample.position, sample.row) for sample in self.waiting])
 
-    def load_state_dict(self, state: dict) -> None:
-        self.position, self.drawn = state["position"], Counter(state["drawn"])
+    def restore(self, state: StreamState) -> None:
+        self.position, self.drawn = state.position, state.drawn.copy()
+        self.waiting = [sample for key in state.waiting if (sample := self._planned(*key))]
 
-    def _next_sample(self) -> list[Item]:
-        rng = random.Random(f"{self.key}/{self.position}")
-        task = rng.choices(self.tasks, self.weights)[0]
-        sources = self.groups[task]
-        # Less than in proportion: a large source counts for more than a small one, but does not drown it.
-        source = rng.choices(list(sources), [len(rows) ** 0.75 for rows in sources.values()])[0]
-        row = self._in_order(f"{task}/{source}", sources[source])
-        self.position += 1
-        return self.planner.plan(self.reader.load(row), rng)
+    def _look_ahead(self) -> None:
+        skipped = 0
+        while len(self.waiting) < max(1, self.stage.lookahead):
+            position, row = self._draw()
+            if sample := self._planned(position, row):
+                self.waiting.append(sample)
+                skipped = 0
+            elif (skipped := skipped + 1) == MOST_SKIPPED:
+                raise ValueError(f"stage {self.stage.name!r}: {skipped} samples in a row cannot be used, the last for {self.skipped[-1]['reason']!r}")
 
-    def _in_order(self, group: str, rows: Sequence[int]) -> int:
-        """The next row of a group: every pass visits each row once, in an order of its own."""
-        epoch, place = divmod(self.drawn[group], len(rows))
+    def _draw(self) -> tuple[int, int]:
+        """The next (position, row)."""
+        rng = random.Random(f"{self.key}/{self.position}/group")
+        group = self.mixture.draw(rng)
+        passes, drawn = self.mixture.groups[group], self.drawn[group]
+        self.reader.fetch_ahead(passes.at(self.number, drawn + min(AHEAD, len(passes) // passes.streams)))
         self.drawn[group] += 1
-        if (group, epoch) not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key[0] != group}
-            self._orders[group, epoch] = random.Random(f"{self.key}/{group}/{epoch}").sample(rows, len(rows))
-        return self._orders[group, epoch][place]
+        self.position += 1
+        return self.position - 1, passes.at(self.number, drawn)
+
+    def _planned(self, position: int, row: int) -> _Waiting | None:
+        """The sample's items, the same whenever they are planned; None for one that cannot be used, which is noted."""
+        sample = self.reader.load(row)
+        try:
+            items = self.planner.plan(sample, random.Random(f"{self.key}/{position}"))
+            costs = [item_cost(item, self.planner.config) for item in items]
+        except (RuntimeError, MemoryError):
+            # The machine's trouble, not the sample's: no memory, a failed device.
+            raise
+        except Exception as error:
+            # Whatever a decoder stumbles over; its words may hold what the file says.
+            return self._skip(position, row, f"cannot be planned ({type(error).__name__})")
+        if sum(costs) > self.most:
+            return self._skip(position, row, f"{sum(costs)} tokens; a sample may have {self.most}")
+        return _Waiting(position, row, items, sum(cost for item, cost in zip(items, costs) if not item.dropped))
+
+    def _skip(self, position: int, row: int, reason: str) -> None:
+        self.skipped.append({"stream": self.name, "position": position, "sample": self.reader.index[row].id, "reason": reason})
 
 
-def _group(index) -> dict[str, dict[str, list[int]]]:
-    """Row numbers of the training split by task and source, in release order."""
-    groups: dict = defaultdict(lambda: defaultdict(list))
-    for row, entry in enumerate(index):
-        if entry.split == "train":
-            groups[entry.task][entry.source].append(row)
-    return {task: {source: rows for source, rows in sorted(sources.items())} for task, sources in groups.items()}
+class Loader:
+    """Batches of a worker's streams, made ahead in a thread.
 
+    Args:
+        numbers: this worker's logical streams, out of `streams`.
+        prefetch: batches that are made ahead.
+        known: names of the shards that the stage's start has learned from, for replay.
+    """
 
-def _mixture(stage: StageParams, groups: dict) -> tuple[list[str], list[float]]:
-    tasks = [task for task, weight in stage.mixture.items() if weight > 0 and task in groups]
-    if not tasks:
-        raise ValueError(f"stage {stage.name!r}: the release has no training sample of {sorted(stage.mixture)}; it has {sorted(groups)}")
-    return tasks, [stage.mixture[task] for task in tasks]
+    def __init__(self, reader: ReleaseReader, planner: Planner, stage: StageParams, seed: int, numbers: Sequence[int], streams: int, prefetch: int = 2, known: frozenset[str] | None = None, split: str = "train"):
+        mixture = Mixture(reader.index, reader.shards, stage, f"{seed}/{stage.name}", streams, split, known)
+        self.stage, self.prefetch = stage, prefetch
+        self._streams = [Stream(reader, planner, stage, mixture, number) for number in numbers]
+        self._handed_out = self._states()
+        self._thread: threading.Thread | None = None
+        self._failed: BaseException | None = None
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        """Raises what stopped the thread: OSError for a shard that vanished, StoreUnavailable for a silent store."""
+        if self._failed:
+            # The streams stopped half-way through a batch: only a state can be gone on from.
+            raise self._failed
+        if self._thread is None:
+            self._begin()
+        made = self._queue.get()
+        if isinstance(made, BaseException):
+            self._thread, self._failed = None, made
+            raise made
+        self._handed_out = made.states
+        return made
+
+    def state_dict(self) -> dict[str, dict]:
+        """State of the streams after the last batch handed out."""
+        return copy.deepcopy(self._handed_out)
+
+    def load_state_dict(self, states: dict[str, dict]) -> None:
+        """Go on from a state; states of other workers' streams are passed over."""
+        self.close()
+        self._failed = None
+        for stream in self._streams:
+            stream.restore(StreamState.from_json(states[stream.name]))
+        self._handed_out = self._states()
+
+    def close(self) -> None:
+        """End the thread. What it made ahead is forgotten: `load_state_dict` alone makes the loader useful again."""
+        if self._thread is not None:
+            self._ending.set()
+            while self._thread.is_alive():
+                try:
+                    self._queue.get(timeout=0.05)
+                except queue.Empty:
+                    pass
+            self._thread = None
+
+    def _begin(self) -> None:
+        self._queue: queue.Queue = queue.Queue(self.prefetch)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._make, args=(torch.get_num_threads(),), daemon=True, name="loader")
+        self._thread.start()
+
+    def _make(self, threads: int) -> None:
+        # Every thread starts with as many as there are cores.
+        torch.set_num_threads(threads)
+        while not self._ending.is_set():
+            try:
+                self._hand_over(self._batch())
+            except BaseException as error:
+                self._hand_over(error)
+                return
+
+    def _hand_over(self, made: object) -> None:
+        while not self._ending.is_set():
+            try:
+                self._queue.put(made, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def _batch(self) -> Batch:
+        packs, drawn, skipped = {}, [], []
+        for stream in self._streams:
+            packs[stream.name], keys = stream.next_pack()
+            drawn += keys
+            skipped, stream.skipped = skipped + stream.skipped, []
+        tokens = sum(made.length for made in packs.values())
+        return Batch(packs, drawn, self._states(), skipped, tokens, self.stage.tokens_per_pack * len(packs))
+
+    def _states(self) -> dict[str, dict]:
+        return {stream.name: stream.state().to_json() for stream in self._streams}

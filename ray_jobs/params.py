@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from corpus.params import CorpusParams
 from model.config import ModelConfig
-from model.curriculum import BootstrapParams, StageParams, TrainingParams
+from model.curriculum import BootstrapParams, StageParams, TrainingParams, check_graph
 from monitoring.params import DriftParams
 from ray_jobs.evaluate_params import EvaluationParams
 from ray_jobs.gate import GatePolicy
@@ -29,18 +29,34 @@ class Params(BaseModel):
     model: ModelConfig = ModelConfig()
     bootstrap: BootstrapParams = BootstrapParams()
     curriculum: tuple[StageParams, ...] = Field(min_length=1)
+    refresh: tuple[StageParams, ...] = Field((), description="the shorter curriculum of a drift-started retraining; it goes on from the champion")
     training: TrainingParams = TrainingParams()
     evaluation: EvaluationParams = EvaluationParams()
     gate: GatePolicy = GatePolicy()
     serving: ServingParams = ServingParams()
     drift: DriftParams = DriftParams()
 
+    @field_validator("curriculum", "refresh")
+    @classmethod
+    def _stages_form_a_graph(cls, stages: tuple[StageParams, ...]) -> tuple[StageParams, ...]:
+        check_graph(stages)
+        return stages
+
     @model_validator(mode="after")
-    def _stage_names_differ(self):
-        names = [stage.name for stage in self.curriculum]
-        if len(set(names)) != len(names):
-            raise ValueError(f"curriculum: stage names repeat: {names}")
+    def _tables_cover_pictures(self):
+        model = self.model
+        tables = {"vit": model.vit_max_num_patch_per_side * model.vit.patch_size, "vae": model.max_latent_size * model.latent_stride}
+        for stage in (*self.curriculum, *self.refresh):
+            for name, most in tables.items():
+                sides = getattr(stage.resolution, name)
+                if sides and not 0 < sides[0] <= sides[1] <= most:
+                    raise ValueError(f"stage {stage.name!r}: resolution.{name}={list(sides)} must be a shorter and a longer side of at most {most} px, which the model's position table covers")
         return self
+
+    @property
+    def refresh_curriculum(self) -> tuple[StageParams, ...]:
+        """What a drift-started retraining runs from the champion: `refresh`, or the last stage where a profile names none."""
+        return self.refresh or (self.curriculum[-1].model_copy(update={"start": None}),)
 
     def shortened(self, share: float) -> "Params":
         """The same with a share of every stage's steps, for a quick look. The bootstrap stays: nothing can be drawn without a VAE.
@@ -50,8 +66,10 @@ class Params(BaseModel):
         """
         if not 0 < share <= 1:
             raise ValueError(f"a share of the steps is above 0 and at most 1, not {share}")
-        curriculum = tuple(stage.model_copy(update={"steps": max(1, round(stage.steps * share))}) for stage in self.curriculum)
-        return self.model_copy(update={"curriculum": curriculum})
+        def cut(stages: tuple[StageParams, ...]) -> tuple[StageParams, ...]:
+            return tuple(stage.model_copy(update={"steps": max(1, round(stage.steps * share))}) for stage in stages)
+
+        return self.model_copy(update={"curriculum": cut(self.curriculum), "refresh": cut(self.refresh)})
 
 
 def find_profile(name: str) -> Path:

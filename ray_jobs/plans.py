@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from corpus.sample import Part, Sample
 from model import UniMedVL
+from model.config import ResizeRule
 from model.curriculum import StageParams
 from model.packing import Item, TextItem, VAEItem, ViTItem
 from model.preprocess import resize, to_tensor
@@ -23,12 +24,14 @@ from model.preprocess import resize, to_tensor
 class Planner:
     """Turns samples into items for one network, and remembers decoded pictures by content."""
 
-    def __init__(self, model: UniMedVL, stage: StageParams, cached_images: int = 8192):
+    def __init__(self, model: UniMedVL, stage: StageParams, cached_bytes: int = 2**30):
         self.stage, self.config = stage, model.config
         self._encode = model.encode_images
-        self._ids = lru_cache(maxsize=None)(model.tokenizer.encode)
-        self._pixels = _by_content(self._load_pixels, cached_images)
-        self._latent = _by_content(self._load_latent, cached_images)
+        self._ids = lru_cache(maxsize=2**16)(model.tokenizer.encode)
+        self._vit_rule = _within(model.config.image.vit, stage.resolution.vit)
+        self._vae_rule = _within(model.config.image.vae, stage.resolution.vae)
+        self._pixels = _by_content(self._load_pixels, cached_bytes // 2)
+        self._latent = _by_content(self._load_latent, cached_bytes // 2)
 
     def plan(self, sample: Sample, rng: random.Random) -> list[Item]:
         """Items of one draw of a sample; `rng` decides turns, dropout and noise level."""
@@ -65,21 +68,31 @@ class Planner:
         return pad(pixels[None], (most,) * 4, mode="replicate")[0, :, top : top + height, left : left + width]
 
     def _load_pixels(self, data: bytes) -> Tensor:
-        return to_tensor(resize(Image.open(io.BytesIO(data)), self.config.image.vit))
+        return to_tensor(resize(Image.open(io.BytesIO(data)), self._vit_rule))
 
     def _load_latent(self, data: bytes) -> Tensor:
-        return self._encode([resize(Image.open(io.BytesIO(data)), self.config.image.vae)])[0]
+        return self._encode([resize(Image.open(io.BytesIO(data)), self._vae_rule)])[0].cpu()
 
 
-def _by_content(load: Callable[[bytes], Tensor], size: int) -> Callable:
-    """Cache `load` by the image's hash rather than by its bytes."""
+def _within(rule: ResizeRule, sides: tuple[int, int] | None) -> ResizeRule:
+    """A resize rule with a stage's shortest and longest side."""
+    return rule.model_copy(update={"min_size": sides[0], "max_size": sides[1]}) if sides else rule
+
+
+def _by_content(load: Callable[[bytes], Tensor], most: int) -> Callable:
+    """Cache `load` by the image's hash rather than by its bytes; the results may take so many bytes."""
     held: dict[str, Tensor] = {}
+    size = 0
 
     def get(image) -> Tensor:
-        if image.sha256 not in held:
-            if len(held) >= size:
-                held.pop(next(iter(held)))
-            held[image.sha256] = load(image.data)
-        return held[image.sha256]
+        nonlocal size
+        found = held.get(image.sha256)
+        if found is None:
+            found = load(image.data)
+            held[image.sha256] = found
+            size += found.nbytes
+            while size > most and len(held) > 1:
+                size -= held.pop(next(iter(held))).nbytes
+        return found
 
     return get

@@ -1,6 +1,7 @@
 """Open a corpus release by its tag."""
 
 from corpus.reader import ReleaseReader
+from corpus.shard_cache import ShardCache
 from infra.settings import get_settings
 from infra.store import corpus_store
 
@@ -14,6 +15,7 @@ def release_record(tag: str) -> dict:
     return corpus_store().get_json(f"releases/{tag.removeprefix('corpus/')}.json")
 
 
-def open_release(tag: str) -> ReleaseReader:
+def open_release(tag: str, cache_gib: float = float("inf"), outage_minutes: float = 0.0) -> ReleaseReader:
     """Samples of a release, read from S3 through a local cache of its shards."""
-    return ReleaseReader(release_record(tag), corpus_store(), get_settings().state_dir / "cache" / "shards")
+    cache = ShardCache(corpus_store(), get_settings().state_dir / "cache" / "shards", cache_gib * 2**30, outage_minutes)
+    return ReleaseReader(release_record(tag), cache)

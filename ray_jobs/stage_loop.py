@@ -1,153 +1,206 @@
-"""The training loop of a stage, as each Ray Train worker runs it."""
+"""The training loop of a stage, as each worker runs it."""
 
-import tempfile
 import time
-from pathlib import Path
-
-import ray.train
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from typing import Literal
 
 from model.curriculum import StageParams, TrainingParams
-from model.losses import TokenCounts, count, step_loss
-from model.optimisation import EMA, make_optimiser, set_trainable
-from model.packing import PackedSequence
 from model.unimedvl import UniMedVL
-from ray_jobs.loader import Stream
-from ray_jobs.training_state import TrainingState
+from ray_jobs import notice as notices
+from ray_jobs.loader import Batch, Loader
+from ray_jobs.meter import TOLD, Meter
+from ray_jobs.place import Place
+from ray_jobs.run_log import RunLog
+from ray_jobs.stage_checkpoints import StageCheckpoints
+from ray_jobs.step import Outcome, Stepper
+from ray_jobs.training_state import Progress, TrainingState
+from ray_jobs.validation import Validation
 
-LOG_EVERY = 20
-
-
-def run_stage(model: UniMedVL, streams: list[Stream], stage: StageParams, training: TrainingParams, seed: int) -> None:
-    """Train to the stage's last step, reporting a checkpoint to Ray Train every so often and at the end."""
-    parameters = set_trainable(model.train(), stage.trainable)
-    state = TrainingState(parameters, EMA(parameters, stage.ema_decay), make_optimiser(parameters, stage))
-    _resume(state, streams)
-    meter = _Meter(stage, state.step)
-    while state.step < stage.steps:
-        packs = {stream.name: stream.next_pack() for stream in streams}
-        meter.loaded()
-        losses = _step(model, state, packs, stage, seed)
-        state.step += 1
-        meter.stepped(losses, sum(pack.length for pack in packs.values()))
-        if state.step % LOG_EVERY == 0 or state.step == stage.steps:
-            state.history.append(meter.flush(state.step))
-        if state.step % training.checkpoint_every == 0 or state.step == stage.steps:
-            _report(state, streams)
-            meter.saved()
+Ending = Literal["finished", "stopped", "diverged"]
 
 
-def _step(model: UniMedVL, state: TrainingState, packs: dict[str, PackedSequence], stage: StageParams, seed: int) -> tuple[float, float, float]:
-    """One optimiser step over all packs of all workers; returns global mean losses and the gradient norm."""
-    totals = _global_counts(sum((count(pack) for pack in packs.values()), TokenCounts()))
-    for group in state.optimiser.param_groups:
-        group["lr"] = stage.learning_rate_at(state.step)
-    state.optimiser.zero_grad(set_to_none=False)
-    ce = mse = 0.0
-    for name, pack in packs.items():
-        noise = _noise(pack, f"{seed}/{stage.name}/{name}/{state.step}")
-        loss, pack_ce, pack_mse = step_loss(model(pack, noise), totals, stage.ce_weight, stage.mse_weight)
-        loss.backward()
-        ce, mse = ce + pack_ce, mse + pack_mse
-    _sum_gradients(state.parameters)
-    norm = nn.utils.clip_grad_norm_(state.parameters.values(), stage.max_grad_norm)
-    state.optimiser.step()
-    state.ema.update(state.step)
-    ce, mse = _sum_over_workers(torch.tensor([ce, mse])).tolist()
-    return ce, mse, norm.item()
+class StageRun:
+    """One stage on one worker, from where its last checkpoint stands to its end.
 
+    Args:
+        log: what the run tells of itself; the first worker's and the workers' samples.
+        notice: says when this worker is to end.
+        under_ray: whether Ray may be draining nodes.
+        metrics: told each log row (`set`) and each accident (`count`); None for none.
+    """
 
-def _noise(pack: PackedSequence, key: str) -> Tensor:
-    """Noise that depends on the place in the run alone, so no generator state needs saving."""
-    import hashlib
+    def __init__(
+        self,
+        model: UniMedVL,
+        loader: Loader,
+        stage: StageParams,
+        training: TrainingParams,
+        seed: int,
+        place: Place,
+        checkpoints: StageCheckpoints,
+        log: RunLog,
+        notice: notices.Notice,
+        validation: Validation | None = None,
+        under_ray: bool = True,
+        metrics=None,
+    ):
+        self.loader, self.stage, self.training, self.place = loader, stage, training, place
+        self.checkpoints, self.log, self.notice, self.validation, self.under_ray, self.metrics = checkpoints, log, notice, validation, under_ray, metrics
+        self.state = TrainingState(model.train(), stage)
+        self.stepper = Stepper(model, self.state, stage, training, seed, place)
+        self.seen: list[dict] = []
+        self.scores: dict[str, float] = {}
+        self.why = ""
+        self.saved_for_drain = False
 
-    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
-    return torch.randn(pack.latents.shape, generator=torch.Generator().manual_seed(seed))
+    @property
+    def progress(self) -> Progress:
+        return self.state.progress
 
+    def run(self) -> Ending:
+        """Train; returns how it ended. Whatever the end, the last checkpoint is committed then."""
+        self._resume()
+        self.meter = Meter(self.stepper.model.config, self.stage, self.training, self.place, self.progress.seconds)
+        try:
+            return self._steps()
+        finally:
+            self.loader.close()
 
-def _global_counts(counts: TokenCounts) -> TokenCounts:
-    return TokenCounts(*_sum_over_workers(torch.tensor([counts.ce, counts.mse])).tolist())
+    def _steps(self) -> Ending:
+        while not self.progress.done:
+            batch = next(self.loader)
+            self.meter.loaded(batch)
+            outcome = self.stepper.step(batch.packs, stop=self.notice.given())
+            self.meter.stepped(outcome)
+            self._note(batch, outcome)
+            if self.progress.watchdog.gives_up(self.training.anomaly):
+                if not self._roll_back():
+                    return "diverged"
+                continue
+            self._after(self.progress.step)
+            if outcome.stop and not self.progress.done:
+                self._save()
+                self._require_saved()
+                self._tell("stopped", "told to stop; the same command goes on from here")
+                return "stopped"
+        self._save()
+        self._require_saved()
+        return "finished"
 
+    def _after(self, step: int) -> None:
+        """What is due after a step: a log line, a validation, a checkpoint."""
+        last = step >= self.stage.steps
+        if step % self.training.log_every == 0 or last:
+            self._log(step)
+        if self.stage.evaluate_every and (step % self.stage.evaluate_every == 0 or last):
+            self._validate(step)
+        self.progress.done = self.progress.done or last
+        # A checkpoint to go back to is one of a good step.
+        due = step % self.training.checkpoint_every == 0 and not self.progress.watchdog.bad
+        if not self.progress.done and (due or self._drained()):
+            self._save()
 
-def _sum_gradients(parameters: dict[str, nn.Parameter]) -> None:
-    """Losses are shares of global means, so gradients add up; one collective carries all of them."""
-    for parameter in parameters.values():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        flat = torch.cat([p.grad.flatten() for p in parameters.values()])
-        dist.all_reduce(flat)
-        for parameter, grad in zip(parameters.values(), flat.split([p.numel() for p in parameters.values()])):
-            parameter.grad.copy_(grad.view_as(parameter))
+    def _log(self, step: int) -> None:
+        row = self.meter.row(step)
+        if row["good"]:
+            self.progress.history.append({key: row[key] for key in TOLD})
+        self._tell_seen()
+        if self.place.first:
+            print(self.meter.line(row), flush=True)
+            self.log.metrics(row)
+            if self.metrics:
+                self.metrics.set(row)
 
+    def _note(self, batch: Batch, outcome: Outcome) -> None:
+        """Which samples the step saw, and what went wrong."""
+        step = self.progress.step
+        self.seen += [{"step": step, "stream": d.stream, "position": d.position, "sample": d.sample} for d in batch.drawn]
+        for skipped in batch.skipped:
+            self.log.event(step, "skipped-sample", f"{skipped['sample']} (stream {skipped['stream']}, position {skipped['position']}): {skipped['reason']}")
+        if not outcome.good:
+            self._tell("skipped-step", f"cross-entropy {outcome.ce:.4g}, velocity loss {outcome.mse:.4g}, gradient norm {outcome.norm:.4g}: the weights are left as they were")
 
-def _sum_over_workers(values: Tensor) -> Tensor:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-    return values
+    def _tell_seen(self) -> None:
+        self.log.samples(self.place.rank, self.seen)
+        self.seen = []
 
+    def _save(self) -> None:
+        begun = time.perf_counter()
+        self._tell_seen()
+        self.progress.seconds, self.progress.rolled_back_to = self.meter.seconds, None
+        self.checkpoints.save(self.progress.step, self.state.tensors(), self.progress.to_json(), self.loader.state_dict())
+        self.meter.paused(time.perf_counter() - begun)
 
-def _resume(state: TrainingState, streams: list[Stream]) -> None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            state.load(Path(folder), streams)
-        print(f"resumed at step {state.step}", flush=True)
+    def _require_saved(self) -> None:
+        """Raises OSError when the checkpoint that the run ends with was not committed."""
+        if not self.checkpoints.wait():
+            raise OSError(f"the last checkpoint could not be written: {self.checkpoints.last_error}; mend that and run the same command again")
 
+    def _resume(self) -> None:
+        found = self.checkpoints.load(self.state.tensors())
+        if found:
+            saved, streams = found
+            self.state.progress = Progress.from_json(saved)
+            self.loader.load_state_dict(streams)
+            if self.place.first:
+                print(f"resumed at step {self.progress.step}", flush=True)
+                self.log.event(self.progress.step, "resumed", f"on {self.place.workers} workers")
 
-def _report(state: TrainingState, streams: list[Stream]) -> None:
-    """Rank 0 writes for all; Ray Train makes the checkpoint visible once it is whole on S3."""
-    positions = {stream.name: stream.state_dict() for stream in streams}
-    workers = dist.get_world_size() if dist.is_initialized() else 1
-    if workers > 1:
-        gathered: list = [None] * workers
-        dist.all_gather_object(gathered, positions)
-        positions = {name: value for part in gathered for name, value in part.items()}
-    metrics = {"step": state.step, **(state.history[-1] if state.history else {})}
-    if ray.train.get_context().get_world_rank() != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state.save(Path(folder), positions)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    def _roll_back(self) -> bool:
+        """Go back to the last good checkpoint, or the one before where that did not help; the data goes on, not back.
 
+        False when it was gone back too often, or there is nothing to go back to.
+        """
+        now = self.progress
+        if now.rollbacks >= self.training.anomaly.max_rollbacks:
+            return self._diverged(f"{now.watchdog.bad} bad steps in a row after going back {now.rollbacks} times")
+        found = self.checkpoints.load(self.state.tensors(), before=now.rolled_back_to) or self.checkpoints.load(self.state.tensors())
+        if not found:
+            return self._diverged(f"{now.watchdog.bad} bad steps in a row, and no checkpoint to go back to")
+        then = Progress.from_json(found[0])
+        then.rollbacks, then.rolled_back_to, then.seconds = now.rollbacks + 1, then.step, self.meter.seconds
+        then.watchdog.skipped = now.watchdog.skipped
+        self.state.progress = then
+        self._tell("rolled-back", f"from step {now.step} to {then.step}, with new data")
+        return True
 
-class _Meter:
-    """Means since the last log line, and the line itself."""
+    def _diverged(self, why: str) -> bool:
+        self.why = f"{why}; look at `unimed train show`, then try a lower learning rate than {self.stage.learning_rate:g} or a longer warm-up than {self.stage.warmup_steps} steps"
+        self._tell("diverged", self.why)
+        return False
 
-    def __init__(self, stage: StageParams, step: int):
-        self.stage, self.begun, self.first = stage, time.perf_counter(), step
-        self._restart()
+    def _validate(self, step: int) -> None:
+        begun = time.perf_counter()
+        found = self.validation.loss(self.stepper)
+        self.scores, sheet = self.validation.look(self.stepper)
+        if self.place.first:
+            print(f"{self.stage.name} step {step}: validation loss {found['loss']:.4f}" + "".join(f", {name} {score:.1%}" for name, score in self.scores.items()), flush=True)
+            self.log.scores(step, found | self.scores)
+            if sheet:
+                self.log.picture(step, "drawings", sheet)
+        self._stop_early(step, found["loss"])
+        self.meter.paused(time.perf_counter() - begun)
 
-    def loaded(self) -> None:
-        self.waited += time.perf_counter() - self.mark
+    def _stop_early(self, step: int, loss: float) -> None:
+        """Every worker has the same loss, so all of them stop or none."""
+        rule, progress = self.stage.early_stop, self.progress
+        if progress.best is None or loss < progress.best - (rule.min_delta if rule else 0):
+            progress.best, progress.since_best = loss, 0
+            return
+        progress.since_best += 1
+        if rule and progress.since_best >= rule.patience:
+            progress.done = True
+            self._tell("early-stop", f"the validation loss has not fallen below {progress.best:.4f} for {rule.patience} evaluations")
 
-    def stepped(self, losses: tuple[float, float, float], tokens: int) -> None:
-        self.sums = [a + b for a, b in zip(self.sums, losses)]
-        self.steps, self.tokens, self.mark = self.steps + 1, self.tokens + tokens, time.perf_counter()
+    def _drained(self) -> bool:
+        """Whether to save because a node goes away: asked every few steps, by all workers at the same one."""
+        if not self.under_ray or self.saved_for_drain or self.progress.step % self.training.log_every:
+            return False
+        self.saved_for_drain = notices.draining()
+        return self.saved_for_drain
 
-    def saved(self) -> None:
-        """A save is no wait for data."""
-        self.mark = time.perf_counter()
-
-    def flush(self, step: int) -> dict:
-        """Print the log line and return its deterministic part for the history."""
-        seconds = time.perf_counter() - self.since
-        ce, mse, norm = (total / self.steps for total in self.sums)
-        rate = (step - self.first) / (time.perf_counter() - self.begun)
-        lr = self.stage.learning_rate_at(step - 1)
-        workers, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-        line = (
-            f"{self.stage.name} step {step}/{self.stage.steps} ce {ce:.3f} mse {mse:.3f} lr {lr:.2e} norm {norm:.2f} "
-            f"{self.tokens * workers / seconds:,.0f} tokens/s wait {self.waited / seconds:.1%} eta {(self.stage.steps - step) / rate:.0f} s"
-        )
-        if rank == 0:
-            print(line, flush=True)
-        self._restart()
-        return {"step": step, "ce": ce, "mse": mse, "lr": lr, "grad_norm": norm}
-
-    def _restart(self) -> None:
-        self.sums, self.steps, self.tokens, self.waited = [0.0, 0.0, 0.0], 0, 0, 0.0
-        self.since = self.mark = time.perf_counter()
+    def _tell(self, kind: str, detail: str) -> None:
+        if self.place.first:
+            print(f"{self.stage.name} step {self.progress.step}: {kind}: {detail}", flush=True)
+            self.log.event(self.progress.step, kind, detail)
+            if self.metrics:
+                self.metrics.count(kind)

@@ -1,94 +1,184 @@
 """One curriculum stage under Ray Train: `python -m ray_jobs.train --inputs stage.json`.
 
 Inputs: `release` (corpus tag), `start` (record of the checkpoint to begin with), `stage`, `training`
-(typed sections of params.yaml) and `seed`. The result names the stage's checkpoint on S3. A run that was
-killed goes on from its last committed checkpoint, and ends with the weights of the undisturbed run.
+(typed sections of params.yaml), `seed`, and `known_release` (the release the start has learned from, for
+replay) or None. The result names the stage's checkpoint on S3. A run that was killed or stopped goes on from
+its last committed checkpoint, on any number of workers; on the same number it ends with the weights of the
+undisturbed run.
 """
 
+import signal
 import tempfile
 from pathlib import Path
 
-from infra.jobs import entrypoint, job_id
+from infra.jobs import JobCancelled, entrypoint, job_id
 from infra.settings import get_settings
-from infra.store import arrow_filesystem, model_store
+from infra.store import MissingObject, arrow_filesystem, model_store
 from model.curriculum import StageParams, TrainingParams
 from ray_jobs.checkpoints import fetch_folder, publish_folder
 
 
+class TrainingDiverged(RuntimeError):
+    """The loss ran away and going back did not help; the message says what happened."""
+
+
 def train(inputs: dict) -> dict:
-    """Run the stage to its last step, publish its averaged weights, and score them on validation data."""
-    last = _fit(inputs)
-    from model import UniMedVL
-    from ray_jobs.evaluate import quick_scores
-    from ray_jobs.releases import open_release
-    from ray_jobs.training_state import load_average
+    """Run the stage to its end and publish its averaged weights.
 
-    model = UniMedVL.from_pretrained(fetch_folder(inputs["start"]))
-    with last.as_directory() as folder:
-        history = load_average(model, Path(folder))
+    Raises:
+        JobCancelled: it was told to stop, and saved what it had.
+        TrainingDiverged: too many bad steps in a row, again after going back.
+    """
+    run = run_name(inputs)
+    model_store().delete(_ending_key(run))
+    _fit(inputs, run)
+    try:
+        ending = model_store().get_json(_ending_key(run))
+    except MissingObject:
+        raise JobCancelled(f"{run} was stopped before its first step; the same command begins again") from None
+    if ending["how"] == "stopped":
+        raise JobCancelled(f"{run} stopped at step {ending['step']} and saved it; the same command goes on from there")
+    if ending["how"] == "diverged":
+        raise TrainingDiverged(f"{run} stopped at step {ending['step']}: {ending['why']}")
+    from ray_jobs.stage_export import export_average
+
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        export_average(fetch_folder(inputs["start"]), run, model_store(), Path(folder))
         record = publish_folder(Path(folder), inputs["stage"]["name"])
-    scores = quick_scores(model, open_release(inputs["release"]), split="val")
     # The stage is published: what remains of the run would only keep a forced repetition from training.
-    model_store().delete_dir(f"runs/{_run_name(inputs)}/")
-    return {**record, "stage": inputs["stage"]["name"], "steps": inputs["stage"]["steps"], "history": history, "scores": scores}
+    model_store().delete_dir(f"runs/{run}/")
+    return {**record, "stage": inputs["stage"]["name"], "steps": ending["step"], "history": ending["history"], "scores": ending["scores"], "run": run}
 
 
-def _fit(inputs: dict):
-    """The last checkpoint of the stage's Ray Train run, begun or resumed."""
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    training = TrainingParams(**inputs["training"])
-    if not ray.is_initialized():
-        ray.init(address="auto", log_to_driver=True)
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config=inputs,
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ScalingConfig(num_workers=training.workers, resources_per_worker={"CPU": training.threads_per_worker}),
-        run_config=RunConfig(
-            # Same name and path: Ray Train finds the run's checkpoints again, whoever starts it.
-            name=_run_name(inputs),
-            storage_path=f"{get_settings().bucket_models}/runs",
-            storage_filesystem=arrow_filesystem(),
-            failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
-    )
-    return trainer.fit().checkpoint
-
-
-def _run_name(inputs: dict) -> str:
+def run_name(inputs: dict) -> str:
     return job_id() or f"{inputs['stage']['name']}-alone"
 
 
-def _work(inputs: dict) -> None:
-    """What every worker runs."""
-    import torch
-    from ray.train import get_context
+def _ending_key(run: str) -> str:
+    return f"runs/{run}/ending.json"
 
-    from model import UniMedVL
-    from ray_jobs.loader import Stream
+
+def _fit(inputs: dict, run: str) -> None:
+    """Ray Train's run of the stage: it places workers, starts them again after failures, and grows or shrinks their number."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from ray_jobs.notice import Bell
+
+    training = TrainingParams(**inputs["training"])
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=True, runtime_env={"worker_process_setup_hook": "ray_jobs.notice.listen"})
+    bell = ray.remote(num_cpus=0)(Bell).remote()
+    signal.signal(signal.SIGTERM, lambda number, frame: bell.ring.remote())
+    fewest = training.min_workers or training.workers
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"inputs": inputs, "run": run, "bell": bell},
+        torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=training.workers if fewest == training.workers else (fewest, training.workers),
+            use_gpu=training.gpus_per_worker > 0,
+            resources_per_worker={"CPU": training.threads_per_worker} | ({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {}),
+        ),
+        run_config=RunConfig(
+            name=run,
+            storage_path=f"{get_settings().bucket_models}/runs",
+            storage_filesystem=arrow_filesystem(),
+            failure_config=FailureConfig(max_failures=training.max_failures),
+        ),
+    )
+    trainer.fit()
+
+
+def _work(told: dict) -> None:
+    """What every worker runs."""
+    import os
+    import socket
+
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    from ray_jobs.metrics import StageMetrics
+    from ray_jobs.notice import Notice
+    from ray_jobs.place import Place
+    from ray_jobs.run_log import RunLog
+
+    inputs, run = told["inputs"], told["run"]
+    context = get_context()
+    place = Place(context.get_world_rank(), context.get_local_rank(), context.get_world_size(), get_device())
+    log = RunLog(run)
+    if place.first:
+        about = {key: inputs.get(key) for key in ("stage", "training", "release", "start", "seed")}
+        log.begin(about | {"workers": place.workers, "host": socket.gethostname()})
+    scratch = Path(os.environ.get("UNIMED_SCRATCH_DIR") or get_settings().state_dir / "cache" / "checkpoints") / run
+    try:
+        work_on(inputs, run, place, log, Notice(told["bell"]), scratch, metrics=StageMetrics(run, inputs["stage"]["name"]) if place.first else None)
+    finally:
+        log.close()
+
+
+def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray: bool = True, metrics=None) -> None:
+    """One worker's whole part, under Ray or without it; the first worker leaves word of the ending."""
+    import torch
+
+    from infra.outage import patiently
+    from ray_jobs.loader import Loader
+    from ray_jobs.place import gather
     from ray_jobs.plans import Planner
     from ray_jobs.releases import open_release
-    from ray_jobs.stage_loop import run_stage
+    from ray_jobs.stage_checkpoints import StageCheckpoints
+    from ray_jobs.stage_loop import StageRun
+    from ray_jobs.validation import Validation
 
-    stage, training = StageParams(**inputs["stage"]), TrainingParams(**inputs["training"])
+    stage, training, seed = StageParams(**inputs["stage"]), TrainingParams(**inputs["training"]), inputs["seed"]
     torch.set_num_threads(training.threads_per_worker)
     torch.use_deterministic_algorithms(True)
     # Nothing here reads memory it has not written; filling it first costs a sixth of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    context = get_context()
-    rank, workers = context.get_world_rank(), context.get_world_size()
-    if training.streams % workers:
-        raise ValueError(f"training.streams={training.streams} must be a multiple of the {workers} workers")
-    model = UniMedVL.from_pretrained(fetch_folder(inputs["start"]))
-    reader, planner = open_release(inputs["release"]), Planner(model, stage)
-    streams = [Stream(reader, planner, stage, inputs["seed"], number) for number in range(rank, training.streams, workers)]
-    run_stage(model, streams, stage, training, inputs["seed"])
+    if place.first_here:
+        fetch_folder(inputs["start"])
+    # The others of a machine find it there.
+    gather(None, place.workers)
+    model = starting_network(fetch_folder(inputs["start"]), training, place)
+    reader, numbers = open_release(inputs["release"], training.cache_gib, training.outage_minutes), list(range(place.rank, training.streams, place.workers))
+    known = _known(inputs.get("known_release")) if stage.replay is not None else None
+    loader = Loader(reader, Planner(model, stage), stage, seed, numbers, training.streams, known=known)
+    validation = Validation(reader, model, stage, seed, numbers, training.streams, place, training.parallel == "fsdp") if stage.evaluate_every else None
+    checkpoints = StageCheckpoints(run, model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, log.event, before_commit=log.flush)
+    stage_run = StageRun(model, loader, stage, training, seed, place, checkpoints, log, notice, validation, under_ray, metrics)
+    how = stage_run.run()
+    checkpoints.close()
+    if place.first:
+        progress = stage_run.progress
+        ending = {"how": how, "why": stage_run.why, "step": progress.step, "history": progress.history, "scores": stage_run.scores}
+        patiently(lambda: model_store().put_json(_ending_key(run), ending), training.outage_minutes)
+
+
+def starting_network(folder: Path, training: TrainingParams, place):
+    """The start's network, whole or sharded, ready to train."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from model import UniMedVL
+    from model.parallelize import checkpoint_activations, load_sharded
+
+    if training.parallel == "fsdp":
+        dtype = torch.bfloat16 if training.precision == "bfloat16" else None
+        model = load_sharded(folder, init_device_mesh(place.device.type, (place.workers,)), dtype)
+    else:
+        # Masters are float32, whatever the files hold.
+        model = UniMedVL.from_pretrained(folder, str(place.device)).float()
+    checkpoint_activations(model, training.activation_checkpointing)
+    return model
+
+
+def _known(release: str | None) -> frozenset[str]:
+    """Names of the shards of a release."""
+    from ray_jobs.releases import release_record
+
+    files = release_record(release)["shards"] if release else []
+    return frozenset(file["path"].removeprefix("shards/").removesuffix(".parquet") for file in files if not file["path"].endswith(".index.parquet"))
 
 
 if __name__ == "__main__":

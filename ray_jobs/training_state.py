@@ -1,47 +1,61 @@
-"""A stage's checkpoint: weights, average, optimiser moments, stream positions and loss history."""
+"""Everything that must survive for the next step to be the one of the undisturbed run."""
 
-import json
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from safetensors.torch import load_file, save_file
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from model.optimisation import EMA, optimiser_tensors, restore_optimiser
+from model.curriculum import StageParams
+from model.optimisation import EMA, make_optimiser, set_trainable
 from model.unimedvl import UniMedVL
-from ray_jobs.loader import Stream
+from ray_jobs.watchdog import Watchdog
 
-STATE, WEIGHTS, AVERAGE, OPTIMISER = "state.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+AVERAGE = "average/"
+
+
+@dataclass
+class Progress:
+    """The small part, as JSON: where the run stands and how it went."""
+
+    step: int = 0
+    done: bool = False
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+    watchdog: Watchdog = field(default_factory=Watchdog)
+    rollbacks: int = 0
+    rolled_back_to: int | None = None
+    best: float | None = None
+    since_best: int = 0
+
+    def to_json(self) -> dict:
+        return vars(self) | {"watchdog": vars(self.watchdog)}
+
+    @classmethod
+    def from_json(cls, saved: dict) -> "Progress":
+        return cls(**saved | {"watchdog": Watchdog(**saved["watchdog"])})
 
 
 class TrainingState:
-    """Everything that must survive for the next step to be the one of the undisturbed run."""
+    """Learning parameters, their average, the optimiser's moments, and `progress`. Tensors may be sharded (DTensors)."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], ema: EMA, optimiser):
-        self.parameters, self.ema, self.optimiser = parameters, ema, optimiser
-        self.step = 0
-        self.history: list[dict] = []
+    def __init__(self, model: UniMedVL, stage: StageParams):
+        self.parameters: dict[str, nn.Parameter] = set_trainable(model, stage.trainable)
+        self.ema = EMA(self.parameters, stage.ema_decay)
+        self.optimiser = make_optimiser(self.parameters, stage)
+        for parameter in self.parameters.values():
+            self.optimiser.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+        self.progress = Progress()
 
-    def save(self, folder: Path, positions: dict[str, dict]) -> None:
-        save_file({name: p.detach() for name, p in self.parameters.items()}, folder / WEIGHTS)
-        save_file(self.ema.average, folder / AVERAGE)
-        save_file(optimiser_tensors(self.optimiser, self.parameters), folder / OPTIMISER)
-        state = {"step": self.step, "streams": positions, "history": self.history}
-        (folder / STATE).write_text(json.dumps(state))
+    @property
+    def step(self) -> int:
+        return self.progress.step
 
-    def load(self, folder: Path, streams: list[Stream]) -> None:
-        state = json.loads((folder / STATE).read_text())
-        weights, average = load_file(folder / WEIGHTS), load_file(folder / AVERAGE)
-        for name, parameter in self.parameters.items():
-            parameter.data.copy_(weights[name])
-            self.ema.average[name].copy_(average[name])
-        restore_optimiser(self.optimiser, self.parameters, load_file(folder / OPTIMISER))
-        for stream in streams:
-            stream.load_state_dict(state["streams"][stream.name])
-        self.step, self.history = state["step"], state["history"]
-
-
-def load_average(model: UniMedVL, folder: Path) -> list[dict]:
-    """Give a model the averaged weights of a stage's checkpoint; returns the stage's loss history."""
-    for name, tensor in load_file(folder / AVERAGE).items():
-        model.get_parameter(name).data.copy_(tensor)
-    return json.loads((folder / STATE).read_text())["history"]
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by a name of their own; loading a checkpoint fills them in place."""
+        found = {f"weights/{name}": p.detach() for name, p in self.parameters.items()}
+        found |= {f"{AVERAGE}{name}": tensor for name, tensor in self.ema.average.items()}
+        return found | {f"{key}/{name}": value for name, p in self.parameters.items() for key, value in self.optimiser.state[p].items()}

@@ -18,8 +18,9 @@ from corpus.sample import Turn
 from infra.store import corpus_store
 
 SALT = b"salt"
+# Pictures of noise are of no kind, so none is judged to be of another.
 PARAMS = CorpusParams.model_validate(
-    {"shards": {"target_bytes": 2**17, "row_group": 16}, "expectations": {"modalities": ["CT"], "min_per_modality": 10, "min_per_split": 5}}
+    {"quality": {"modality": {"min_pictures": 10_000}}, "shards": {"target_bytes": 2**17, "row_group": 16}, "expectations": {"modalities": ["CT"], "min_per_modality": 10, "min_per_split": 5}}
 )
 SPLITS = ("train", "train", "val", "test")
 

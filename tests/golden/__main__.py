@@ -23,10 +23,10 @@ def rows_of(case: str, golden: Golden) -> list[Row]:
         return [Row(case, f"{type(error).__name__}: {error}", float("inf"), 0)]
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="holds checkpoint/ and cases/")
-    golden = Golden(parser.parse_args().folder)
+    golden = Golden(parser.parse_args(arguments).folder)
     torch.manual_seed(0)
     found = [row for case in CHECKS for row in rows_of(case, golden)]
     for row in found:

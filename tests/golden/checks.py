@@ -1,14 +1,17 @@
-"""The thirteen cases, one function each: what our network computes beside what the reference computed.
+"""The checkpoint and the thirteen cases, one function each: what our network computes beside what the reference computed.
 
 Tolerances are the fixture's own (its README).
 """
 
+import json
 from collections.abc import Callable, Iterator
 from itertools import islice
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from model import denoise, generate
@@ -61,6 +64,18 @@ def _items(sample: dict, pictures: dict[str, Tensor], encoded: Iterator[Tensor],
     return items
 
 
+@check("checkpoint")
+def checkpoint(golden: Golden) -> Rows:
+    """Keys and shapes as listed beside the weights, and the same tensors when saved."""
+    with TemporaryDirectory() as folder:
+        golden.load().save_pretrained(folder)
+        for part in ("ema", "ae"):
+            saved, wanted = load_file(f"{folder}/{part}.safetensors"), load_file(golden.folder / "checkpoint" / f"{part}.safetensors")
+            listed = json.loads((golden.folder / "checkpoint" / f"{part}_keys.json").read_text())
+            yield exact("checkpoint", f"{part}: keys and shapes", {key: list(tensor.shape) for key, tensor in saved.items()}, listed)
+            yield exact("checkpoint", f"{part}: saved again", [key for key in wanted if not torch.equal(wanted[key], saved[key])], [])
+
+
 @check("01_packer")
 def packer(golden: Golden) -> Rows:
     ours, wanted, lists = packed_batch(golden), golden.tensors("01_packer_outputs"), golden.json("01_packer_outputs")
@@ -81,7 +96,7 @@ def packer(golden: Golden) -> Rows:
     for mine, theirs in names.items():
         yield exact("01_packer", mine, getattr(ours, mine), wanted[theirs])
     yield exact("01_packer", "vit_lengths", torch.tensor(ours.vit_lengths), wanted["vit_token_seqlens"].long())
-    yield exact("01_packer", "mse indexes", ours.latent_indexes[ours.timestep_draws > CLEAN], wanted["mse_loss_indexes"])
+    yield exact("01_packer", "mse indexes", ours.latent_indexes[ours.target_rows], wanted["mse_loss_indexes"])
     for name in ("sample_lens", "split_lens", "attn_modes"):
         yield exact("01_packer", name, getattr(ours, name), lists[name])
     yield exact("01_packer", "sequence_length", ours.length, lists["sequence_length"])
@@ -90,11 +105,8 @@ def packer(golden: Golden) -> Rows:
 @check("02_attention_mask")
 def attention_mask(golden: Golden) -> Rows:
     given, dense = golden.json("02_attention_mask"), golden.tensors("02_attention_mask")["dense"].bool()
-    ours = torch.zeros_like(dense)
-    start = 0
-    for length, mask in zip(given["sample_lens"], sample_mask(given["sample_lens"], given["split_lens"], given["attn_modes"])):
-        ours[start : start + length, start : start + length] = mask[:length, :length]
-        start += length
+    masks = zip(given["sample_lens"], sample_mask(given["sample_lens"], given["split_lens"], given["attn_modes"]))
+    ours = torch.block_diag(*(mask[:length, :length] for length, mask in masks)).bool()
     yield exact("02_attention_mask", "dense mask", ours, dense)
 
 
@@ -194,6 +206,7 @@ def _one_step(golden: Golden, model, parameters: dict, batch: PackedSequence, no
     case, recipe = golden.tensors("06_train_after_step"), told["optimizer"]
     stage = StageParams(name="golden", steps=1, mixture={"text": 1}, learning_rate=recipe["lr"])
     optimiser = make_optimiser(parameters, stage)
+    optimiser.param_groups[0].update(betas=tuple(recipe["betas"]), eps=recipe["eps"], weight_decay=recipe["weight_decay"])
     average = EMA(parameters, recipe["ema_decay"], warm_up=False)
     norm = torch.nn.utils.clip_grad_norm_(parameters.values(), recipe["max_grad_norm"])
     yield close_relative("06_train_after_step", "gradient norm", norm.item(), told["grad_norm_before_clip"], 1e-5)
@@ -263,7 +276,8 @@ def understanding(golden: Golden) -> Rows:
 @torch.no_grad()
 def batched_text(golden: Golden) -> Rows:
     case, model = golden.tensors("08_batched_text"), golden.model
-    prompts = [[TextItem(case[key].tolist())] for key in sorted(k for k in case if k.startswith("prompt"))]
+    numbers = sorted(int(key.removeprefix("prompt")) for key in case if key.startswith("prompt"))
+    prompts = [[TextItem(case[f"prompt{number}"].tolist())] for number in numbers]
     logits = model.language_model.lm_head(_hidden(model, pack(prompts, model.config)))
     yield close("08_batched_text", "prefill logits", logits, case["prefill_logits"], 5e-5)
     steps = len(case["tokens"])
@@ -311,8 +325,8 @@ def generation_step(golden: Golden) -> Rows:
             yield close(name, other, combined[0], case[other], 5e-5)
 
 
-def _guidance(told: dict, text: float | None = None, image: float | None = None) -> denoise.Guidance:
-    scales = (told["cfg_text_scale"] if text is None else text, told["cfg_img_scale"] if image is None else image)
+def _guidance(told: dict, **scales: float) -> denoise.Guidance:
+    scales = scales.get("text", told["cfg_text_scale"]), scales.get("image", told["cfg_img_scale"])
     return denoise.Guidance(told["num_timesteps"], told["timestep_shift"], *scales, tuple(told["cfg_interval"]), told["cfg_renorm_type"], told["cfg_renorm_min"])
 
 
@@ -336,10 +350,10 @@ def denoise_t2i(golden: Golden) -> Rows:
     context = [TextItem(case["prompt_ids"].tolist())]
     yield from _whole_loop(name, golden, case, told, context)
     grid = _grid(golden, told)
-    for key in sorted(k for k in case if k.endswith(".final_latent_tokens")):
-        variant = key.split(".")[0]
-        scales = (1.0, 1.0) if variant == "nocfg" else (None, float(variant.removeprefix("img").replace("p", ".")))
-        final = denoise.sample(golden.model, [context], case["init_noise"][None], grid, _guidance(told, *scales))
+    for variant in sorted(told["variants"]):
+        key = f"{variant}.final_latent_tokens"
+        scales = {"text": 1.0, "image": 1.0} if variant == "nocfg" else {"image": float(variant.removeprefix("img").replace("p", "."))}
+        final = denoise.sample(golden.model, [context], case["init_noise"][None], grid, _guidance(told, **scales))
         yield close(name, f"{variant} final tokens", final[0], case[key], 1e-4)
 
 
@@ -365,8 +379,7 @@ def preprocess(golden: Golden) -> Rows:
     yield exact("12_preprocess", f"{len(found)} resize decisions", found, [(row["out_width"], row["out_height"]) for row in told["table"]])
     image = Image.fromarray(case["image_uint8"].numpy())
     for name in sorted(case.keys() - {"image_uint8"}):
-        longest, shortest, stride = map(int, name.split("_")[1:])
-        rule = ResizeRule(max_size=longest, min_size=shortest, stride=stride, max_pixels=14 * 14 * 9 * 1024)
+        rule = ResizeRule(**dict(zip(("max_size", "min_size", "stride"), map(int, name.split("_")[1:]))))
         # Bicubic filters differ by two grey levels between Pillow releases.
         yield close("12_preprocess", name, to_tensor(resize(image, rule)), case[name], 2 / 255)
 

@@ -28,9 +28,9 @@ def main(rank: int, world: int, folder: str, out: str, store: str) -> None:
     optimiser = make_optimiser(parameters, StageParams(name="sharded", steps=1, mixture={"text": 1}, learning_rate=1e-3))
     average = EMA(parameters, 0.995, warm_up=False)
     batch = packed_batch(golden)
-    # Both processes read the same batch, so the mean of their gradients is its gradient.
+    # Both processes read the same batch and gradients add up, so each brings half.
     total, _, _ = step_loss(model(batch, golden.tensors("06_train")["noise"]), count(batch), ce_weight=0.25, mse_weight=1.0)
-    total.backward()
+    (total / world).backward()
     gradients = {name: p.grad.full_tensor() for name, p in parameters.items()}
     optimiser.step()
     average.update(0)

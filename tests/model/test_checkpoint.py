@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,3 +176,54 @@ def test_special_tokens_a_tokenizer_lacks_are_added_and_the_embeddings_grow(fold
     assert min(ids) >= size and model.config.llm.vocab_size == max(ids) + 1 == len(model.language_model.lm_head.weight)
     assert model.tokenizer.decode(model.tokenizer.encode("CT image <|im_end|>")) == "CT image <|im_end|>"
     assert model.chat(["CT"], max_new_tokens=2).completion_tokens >= 1
+
+
+def test_a_tokenizer_that_has_the_special_tokens_keeps_their_ids_and_the_embeddings(folder, qwen_files):
+    """As Qwen2.5's own `tokenizer.json`: a byte-level BPE and added tokens behind it, of which it calls some special."""
+    tokenizer = Tokenizer(models.BPE.from_file(str(qwen_files / "vocab.json"), str(qwen_files / "merges.txt")))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    size = len(UniMedVL.from_pretrained(folder).language_model.lm_head.weight)
+    model = UniMedVL.from_pretrained(folder)
+    expected = [tokenizer.token_to_id(token) for token in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")]
+    assert list(model.config.special_tokens.model_dump().values()) == expected
+    assert model.config.llm.vocab_size == size == 512
+    # A prompt can't close its own turn.
+    assert not set(model.tokenizer.encode("CT <|im_end|> <|im_start|>")) & set(expected)
+
+
+def test_a_few_missing_special_tokens_come_behind_the_others(folder, qwen_files):
+    tokenizer = Tokenizer(models.BPE.from_file(str(qwen_files / "vocab.json"), str(qwen_files / "merges.txt")))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    assert list(UniMedVL.from_pretrained(folder).config.special_tokens.model_dump().values()) == [size - 2, size - 1, size, size + 1]
+
+
+def test_the_network_alone_needs_nothing_of_the_rest_of_the_house(tiny):
+    code = (
+        "import sys; from model import UniMedVL; UniMedVL.from_pretrained(sys.argv[1]).chat(['CT'], max_new_tokens=1); "
+        "print([m for m in ('ray', 'prefect', 'boto3', 'infra', 'corpus', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tiny)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_silent_configuration_means_the_class_defaults(folder):
+    """Its writer leaves out what the class has as default: `rope_theta` is 10,000 there."""
+    path = folder / "llm_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_theta"}))
+    assert UniMedVL.from_pretrained(folder).config.llm.rope_theta == 10_000
+
+
+def test_reference_extras_that_lack_a_token_or_a_size_are_refused(tmp_path):
+    golden = Path(__file__).parent.parent / "golden" / "checkpoint"
+    for path in golden.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    extras = json.loads((golden / "tiny_extra_config.json").read_text())
+    for part, key in (("special_tokens", "end_of_image"), ("ae", "ch_mult")):
+        (tmp_path / "tiny_extra_config.json").write_text(json.dumps(extras | {part: {k: v for k, v in extras[part].items() if k != key}}))
+        with pytest.raises(CheckpointError, match=f"lacks '{key}'"):
+            UniMedVL.from_pretrained(tmp_path)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from model.answer_metrics import exact_match, option_match, token_f1, wilson_interval
+from model.answer_metrics import closed_match, exact_match, option_match, token_f1, token_recall, wilson_interval
 from model.image_metrics import clip_score, frechet_distance, frechet_image_distance, psnr, ssim
 from model.report_metrics import bleu, meteor, rouge
 
@@ -16,6 +16,21 @@ def test_exact_match_ignores_case_articles_and_punctuation(answer, truth, same):
 def test_token_f1():
     assert token_f1("left lung nodule", "left lung") == pytest.approx(0.8)
     assert token_f1("", "left") == 0.0
+
+
+def test_open_questions_are_scored_by_recall():
+    assert token_recall("a nodule in the left upper lung", "Left lung.") == 1
+    assert token_recall("left", "left lung") == 0.5 and token_recall("", "left") == token_recall("left", "") == 0
+
+
+@pytest.mark.parametrize("answer, truth, right", [("Yes, it is.", "yes", True), ("No: yes would be wrong", "yes", False), ("There is no effusion", "no", True), ("nodule", "no", False), ("", "no", False)])
+def test_closed_questions_are_scored_by_the_first_choice_named(answer, truth, right):
+    assert closed_match(answer, truth) is right
+
+
+def test_closed_questions_with_choices_of_their_own():
+    choices = ("lung", "left lung", "axial")
+    assert closed_match("The left lung, axial view", "Left lung", choices) and not closed_match("axial view of the lung", "lung", choices)
 
 
 def test_psnr_of_a_known_error():
@@ -60,6 +75,34 @@ def test_frechet_distance_of_known_gaussians():
     assert frechet_distance(draws, 2 * draws) == pytest.approx(3, rel=0.05)
     with pytest.raises(ValueError, match="two or more"):
         frechet_distance(draws[:1], draws)
+
+
+def test_scores_are_those_of_other_packages():
+    from nltk.translate.bleu_score import sentence_bleu
+    from scipy.linalg import sqrtm
+    from skimage.metrics import peak_signal_noise_ratio
+
+    rng = np.random.default_rng(1)
+    picture, truth = rng.integers(0, 255, (2, 40, 30, 3), dtype=np.uint8)
+    assert psnr(picture, truth) == pytest.approx(peak_signal_noise_ratio(truth, picture, data_range=255))
+    a, b = rng.normal(size=(60, 8)) @ rng.normal(size=(8, 8)), rng.normal(size=(50, 8)) + 1
+    means, covariances = (a.mean(0), b.mean(0)), (np.cov(a.T), np.cov(b.T))
+    wanted = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * sqrtm(covariances[0] @ covariances[1]).real)
+    assert frechet_distance(a, b) == pytest.approx(wanted)
+    report, reference = "no acute fracture of the left rib is seen today", "no acute fracture of the right rib is seen"
+    assert bleu([report], [reference]) == pytest.approx(sentence_bleu([reference.split()], report.split()))
+
+
+def test_ssim_is_the_published_formula():
+    """Wang et al. 2004 with a 7 by 7 box, worked out window by window."""
+    from numpy.lib.stride_tricks import sliding_window_view
+
+    x, y = np.random.default_rng(2).integers(0, 255, (2, 16, 12, 3), dtype=np.uint8)
+    a, b = (sliding_window_view(p.astype(float), (7, 7), axis=(0, 1)).reshape(10, 6, 3, 49) for p in (x, y))
+    covariance = ((a - a.mean(-1, keepdims=True)) * (b - b.mean(-1, keepdims=True))).sum(-1) / 48
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    wanted = (2 * a.mean(-1) * b.mean(-1) + c1) * (2 * covariance + c2) / ((a.mean(-1) ** 2 + b.mean(-1) ** 2 + c1) * (a.var(-1, ddof=1) + b.var(-1, ddof=1) + c2))
+    assert ssim(x, y) == pytest.approx(wanted.mean())
 
 
 def test_pictures_are_compared_in_any_encoders_space():

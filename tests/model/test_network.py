@@ -11,6 +11,7 @@ from model import UniMedVL
 from model.attention import sample_mask
 from model.config import ModelConfig
 from model.packing import TextItem, VAEItem, ViTItem, pack
+from model.sparse_attention import block_mask
 from model.testing import make_tiny
 
 
@@ -91,6 +92,30 @@ def test_an_image_larger_than_the_position_table_is_refused():
 def test_the_random_start_is_pinned(tmp_path):
     first, second = (hashlib.sha256((make_tiny(tmp_path / name, seed=4) / "ema.safetensors").read_bytes()).hexdigest() for name in "ab")
     assert first == second
+
+
+def test_pairs_of_blocks_told_from_their_bounds_miss_nothing():
+    """Beside a mask of every pair of tokens: no block that is needed is left out, none taken as whole that is not."""
+    config, rng = ModelConfig(), torch.Generator().manual_seed(3)
+    latent, image = torch.zeros(config.vae.z_channels, 16, 16), torch.zeros(3, 98, 112)
+    samples = [[TextItem([5] * n), ViTItem(image), VAEItem(latent), TextItem([6] * n, loss=True), VAEItem(latent, draw=0.1)] for n in torch.randint(1, 300, (5,), generator=rng).tolist()]
+    packed = pack([*samples, [TextItem([5] * 700)]], config)
+    rule = packed.sample_lens, packed.split_lens, packed.attn_modes
+    dense = torch.block_diag(*(mask[:n, :n] for n, mask in zip(packed.sample_lens, sample_mask(*rule)))).bool()
+    order = torch.cat([packed.text_indexes, packed.vit_indexes, packed.latent_indexes])
+    side = -(-len(order) // 128) * 128
+    exact = torch.zeros(side, side, dtype=torch.bool)
+    exact[: len(order), : len(order)] = dense[order][:, order]
+    tiles = exact.unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).transpose(1, 2)
+    mask = block_mask(*rule, order)
+    looked_at = mask.to_dense()[0, 0].bool()
+    assert not (tiles.any(dim=(2, 3)) & ~looked_at).any()
+    whole = torch.zeros_like(looked_at)
+    for row, (count, blocks) in enumerate(zip(mask.full_kv_num_blocks[0, 0], mask.full_kv_indices[0, 0])):
+        whole[row, blocks[:count].long()] = True
+    assert whole.any() and tiles.all(dim=(2, 3))[whole].all()
+    # Not many are looked at in vain, though the pieces here are shorter than blocks.
+    assert looked_at.sum() < 1.5 * tiles.any(dim=(2, 3)).sum()
 
 
 @torch.no_grad()

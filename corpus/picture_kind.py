@@ -1,0 +1,162 @@
+"""Does a picture look like its modality? A small classifier over index columns judges each label without having seen its patient.
+
+Ridge regression on random Fourier features (Rahimi and Recht, NeurIPS 2007), one fit a fold of patients: closed form, so that
+equal indexes give equal verdicts, and cheap enough to be fitted anew at every release. docs/data.md gives its rates.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image as Pillow
+
+from corpus import index
+from corpus.index import FEATURES
+from corpus.params import ModalityParams
+
+# Names of one kind of picture: a chest X-ray is an X-ray, and both of the last come from a microscope.
+_KINDS = {"CXR": "X-ray", "Histopathology": "Microscopy"}
+_FOLDS, _WAVES, _WIDTH, _RIDGE = 5, 512, 0.5, 0.3
+# Pictures of one source and kind that are learned from; more of the same teach nothing new.
+_LEARNED = 400
+_CHUNK = 2**16
+_THIRDS = np.full(3, 1 / 3, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A picture whose label the classifier disagrees with; `margin` is how much more it believes in `looks_like` (0 to about 1)."""
+
+    row: int
+    looks_like: str
+    margin: float
+    certain: bool
+
+
+def kind(modality: str) -> str:
+    """The kind of picture a modality makes."""
+    return _KINDS.get(modality, modality)
+
+
+def features(pixels: np.ndarray, grey: Pillow.Image, small: Pillow.Image) -> bytes:
+    """Brightness layout, grey levels, colour and texture of a picture, as `FEATURES` bytes.
+
+    Args:
+        pixels: a reduction of the picture to 64 px or little more, [height, width].
+        grey: the same in mode L; `small` is it in mode L or RGB.
+    """
+    # Straight from the bytes: asking Pillow for an array takes longer than all that is done with it.
+    cells = np.frombuffer(grey.resize((32, 32), Pillow.Resampling.BOX).tobytes(), dtype=np.uint8).astype(np.float32).reshape(32, 32)
+    levels = np.bincount((pixels >> 4).ravel(), minlength=16)
+    patches = np.frombuffer(small.resize((4, 4), Pillow.Resampling.BOX).tobytes(), dtype=np.uint8).astype(np.float32).reshape(16, -1)
+    patches = np.broadcast_to(patches, (16, 3))
+    tint = patches - (patches @ _THIRDS)[:, None]
+    fine = pixels.astype(np.float32)
+    steps = (fine[:, 1:] - fine[:, :-1], fine[1:] - fine[:-1], cells[:, 1:] - cells[:, :-1], cells[1:] - cells[:-1])
+    # Their mean and root mean square: the second tells a few edges from much noise.
+    texture = [size for step in steps for size in (np.linalg.norm(step.ravel(), 1) / step.size, np.sqrt(np.vdot(step, step) / step.size))]
+    mean = tint.sum(axis=0) / 16
+    colour = (patches.sum(axis=0) / 16, 128 + 2 * mean, 4 * np.sqrt(np.maximum(0, (tint * tint).sum(axis=0) / 16 - mean * mean)))
+    layout = cells.reshape(8, 4, 8, 4).sum(axis=(1, 3)).ravel() / 16
+    parts = (layout, 255 * np.sqrt(levels / levels.sum()), *colour, np.sqrt(np.array(texture) * 255))
+    return np.concatenate(parts).clip(0, 255).astype(np.uint8).tobytes()
+
+
+def disagreements(table: pa.Table, params: ModalityParams) -> list[Verdict]:
+    """Rows of an index whose picture looks like another modality than they name.
+
+    A picture is judged by a classifier that has not seen its patient. Kinds of which there are fewer than
+    `params.min_pictures` are not known, and pictures that are called so are not judged. Where more than
+    `params.max_share` of a source's pictures disagree it is the classifier that does not know them: no verdict is certain.
+    """
+    data = _Pictures.of(table)
+    enough = np.bincount(data.kind[data.first], minlength=len(data.kinds)) >= params.min_pictures
+    known = enough[data.kind]
+    if enough.sum() < 2:
+        return []
+    learned = data.learned(known)
+    scores = _scores(data.features, data.fold, learned, data.kind[learned], len(data.kinds))
+    best = np.argmax(scores, axis=1)
+    margin = scores[np.arange(len(scores)), best] - scores[np.arange(len(scores)), data.kind]
+    suspect = known & (margin >= params.doubted)
+    share = np.bincount(data.source[suspect], minlength=len(data.source)) / np.maximum(1, np.bincount(data.source, minlength=len(data.source)))
+    certain = (margin >= params.disagrees) & (share[data.source] <= params.max_share)
+    return [Verdict(int(data.rows[i]), data.kinds[best[i]], round(float(margin[i]), 2), bool(certain[i])) for i in np.flatnonzero(suspect)]
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """The rows whose picture was measured, as arrays."""
+
+    rows: np.ndarray
+    features: np.ndarray
+    picture: np.ndarray
+    kind: np.ndarray
+    kinds: list[str]
+    source: np.ndarray
+    fold: np.ndarray
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "_Pictures":
+        # What a pair ends with may be of another modality than it starts with.
+        rows = np.flatnonzero(pc.and_(pc.is_valid(table["features"]), pc.not_equal(table["task"], "interleaved")).combine_chunks().to_numpy(zero_copy_only=False))
+        table = table.take(pa.array(rows))
+        measured = np.frombuffer(b"".join(table["features"].to_pylist()), dtype=np.uint8).reshape(len(rows), FEATURES)
+        names = [kind(name) for name in table["modality"].combine_chunks().dictionary.to_pylist()]
+        kinds = sorted({*names})
+        codes = np.array([kinds.index(name) for name in names], dtype=np.int64)[index.column(table, "modality")]
+        # Patient keys are evenly spread already.
+        head = pc.utf8_slice_codeunits(table["patient"], 0, 2).combine_chunks().dictionary_encode()
+        fold = np.array([index.hash64(text) % _FOLDS for text in head.dictionary.to_pylist()] or [0])[head.indices.to_numpy(zero_copy_only=False)]
+        return cls(rows, measured, index.column(table, "picture"), codes, kinds, index.column(table, "source"), fold)
+
+    @property
+    def first(self) -> np.ndarray:
+        """A row of each picture."""
+        return np.unique(self.picture, return_index=True)[1]
+
+    def learned(self, known: np.ndarray) -> np.ndarray:
+        """The rows that are learned from: of each source and kind those with the smallest hashes, so that new pictures change little."""
+        rows = self.first[known[self.first]]
+        group = self.source[rows].astype(np.int64) * len(self.kinds) + self.kind[rows]
+        order = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
+        place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+        return rows[order[place < _LEARNED]]
+
+
+def _scores(x: np.ndarray, fold: np.ndarray, learned: np.ndarray, kind: np.ndarray, kinds: int) -> np.ndarray:
+    """How much each row of features looks like each kind [n, kinds], by what was learned from the other folds."""
+    wave = _Waves(x[learned])
+    target = np.eye(kinds)[kind]
+    weight = 1 / np.sqrt(np.bincount(kind, minlength=kinds)[kind])
+    weight /= weight.mean()
+    within = [(wave(x[learned[part]]).astype(np.float64), part) for part in (fold[learned] == f for f in range(_FOLDS))]
+    gram = np.array([(a * weight[part, None]).T @ a for a, part in within])
+    moment = np.array([(a * weight[part, None]).T @ target[part] for a, part in within])
+    ridge = _RIDGE * np.eye(gram.shape[1])
+    solved = [np.linalg.solve(gram.sum(axis=0) - gram[f] + ridge, moment.sum(axis=0) - moment[f]).astype(np.float32) for f in range(_FOLDS)]
+    scores = np.empty((len(x), kinds), dtype=np.float32)
+    for start, f in ((start, f) for start in range(0, len(x), _CHUNK) for f in range(_FOLDS)):
+        rows = start + np.flatnonzero(fold[start : start + _CHUNK] == f)
+        scores[rows] = wave(x[rows]) @ solved[f]
+    return scores
+
+
+class _Waves:
+    """Random Fourier features of a Gaussian kernel over standardised features."""
+
+    def __init__(self, x: np.ndarray):
+        rng = np.random.default_rng(0)
+        frequency = rng.standard_normal((x.shape[1], _WAVES)) * np.sqrt(2 * _WIDTH / x.shape[1]) / (x.std(axis=0) + 1)[:, None]
+        # Standardising is part of the frequencies. Single precision: a million pictures are judged at each release.
+        self.frequency = frequency.astype(np.float32)
+        self.phase = (rng.uniform(0, 2 * np.pi, _WAVES) - x.mean(axis=0) @ frequency).astype(np.float32)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        waves = np.ones((len(x), _WAVES + 1), dtype=np.float32)
+        np.cos(x.astype(np.float32) @ self.frequency + self.phase, out=waves[:, :-1])
+        waves[:, :-1] *= np.float32(np.sqrt(2 / _WAVES))
+        return waves

@@ -1,0 +1,163 @@
+"""What people decided about single records: kept on S3, one object a record, and pinned for a release.
+
+A decision holds for the samples as they were seen: a record that changes afterwards is a new case.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus import index, shards
+from corpus.params import ShardParams
+from corpus.record import Rejection
+from corpus.settle import record_of
+from infra.records import digest, utc_now
+from infra.store import MissingObject, ObjectStore, PreconditionFailed
+
+DECISIONS, PINNED, ADMITTED = "review/decisions", "review/pinned", "review/admitted"
+
+
+class AlreadyDecided(RuntimeError):
+    """Another decision on this record is there; the message says whose."""
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """All decisions a release follows: contents of accepted samples by id, and (content, why) of rejected ones."""
+
+    accepted: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    @cached_property
+    def _contents(self) -> dict[bool, dict[str, int]]:
+        return {True: self.accepted, False: {name: content for name, (content, _) in self.rejected.items()}}
+
+    def rows(self, table: pa.Table, accepted: bool) -> np.ndarray:
+        """A mask of the rows of an index that were decided so, as they are now."""
+        contents, found = self._contents[accepted], np.zeros(len(table), dtype=bool)
+        if contents:
+            rows = np.flatnonzero(pc.is_in(table["id"], pa.array(list(contents), pa.string())).combine_chunks().to_numpy(zero_copy_only=False))
+            ids, now = table["id"].take(pa.array(rows)).to_pylist(), index.column(table, "content")[rows].tolist()
+            found[rows] = [contents[name] == content for name, content in zip(ids, now)]
+        return found
+
+
+def decide(store: ObjectStore, record: str, samples: dict[str, int], accept: bool, who: str, note: str, overrule: bool = False) -> dict:
+    """Keep a decision on a record; returns it with `how`: "decided" or "up to date" if it was so already.
+
+    Args:
+        samples: contents of its samples by id, as the person saw them.
+        overrule: replace a decision that is there; without it the first of two reviewers wins.
+
+    Raises:
+        AlreadyDecided: it was decided otherwise.
+    """
+    key = _key(record, samples)
+    made = {"record": record, "samples": samples, "accepted": accept, "who": who, "note": note, "when": utc_now()}
+    try:
+        store.put_json(key, made, if_absent=True)
+        return made | {"how": "decided"}
+    except PreconditionFailed:
+        data, etag = store.get_with_etag(key)
+    before = json.loads(data)
+    if before["accepted"] == accept:
+        return before | {"how": "up to date"}
+    told = f"{record} was {_word(before['accepted'])} by {before['who']} on {before['when']}"
+    if not overrule:
+        raise AlreadyDecided(f"{told}; --overrule replaces that")
+    made |= {"overruled": before}
+    try:
+        store.put_json(key, made, if_match=etag)
+    except PreconditionFailed:
+        raise AlreadyDecided(f"{told}, and somebody decided again just now: look at it once more") from None
+    return made | {"how": "decided"}
+
+
+def decided(store: ObjectStore, record: str, samples: dict[str, int]) -> dict | None:
+    """The decision on a record as it is now."""
+    try:
+        return store.get_json(_key(record, samples))
+    except MissingObject:
+        return None
+
+
+def pinned(store: ObjectStore) -> str | None:
+    """The key of an object with all decisions there are, named by them; None if there are none."""
+    entries = [(entry.key, entry.etag) for entry in store.list(f"{DECISIONS}/")]
+    key = f"{PINNED}/{digest(entries)[:16]}.json"
+    if entries and not store.exists(key):
+        store.put_json(key, [store.get_json(name) for name, _ in entries])
+    return key if entries else None
+
+
+def read(store: ObjectStore, key: str | None) -> Decisions:
+    """The decisions that were pinned."""
+    made = store.get_json(key) if key else []
+    accepted = {name: content for d in made if d["accepted"] for name, content in d["samples"].items()}
+    rejected = {name: (content, f"by {d['who']} on {d['when']}: {d['note'] or 'no note'}") for d in made if not d["accepted"] for name, content in d["samples"].items()}
+    return Decisions(accepted, rejected)
+
+
+def let_in(source: dict, decisions: Decisions, params: ShardParams, store: ObjectStore) -> tuple[dict, set[str]]:
+    """A source as it is with what people accepted, and the records that came back by it.
+
+    Held samples come as shards of their own: what lies beside them in a held shard stays there.
+    """
+    if not decisions.accepted or "stale" not in source:
+        return source, set()
+    removed, stale, records = json.loads(store.get(source["removed"])), json.loads(store.get(source["stale"])), set()
+    for shard in source["shards"]:
+        if late := sorted({*removed.get(shard["shard"], ())} - {*stale.get(shard["shard"], ())}):
+            table = index.read(store.get(shard["index_key"]), shard["shard"]).take(pa.array(late))
+            back = table.filter(pa.array(decisions.rows(table, accepted=True)))
+            removed[shard["shard"]] = sorted({*removed[shard["shard"]]} - {*back["row"].to_pylist()})
+            records |= {record_of(name) for name in back["id"].to_pylist()}
+    shown = {}
+    for shard in source.get("held", ()):
+        table = index.read(store.get(shard["index_key"]), shard["shard"])
+        if back := table.filter(pa.array(decisions.rows(table, accepted=True)))["row"].to_pylist():
+            shown[shard["key"]] = back
+            records |= {record_of(name) for name in table["id"].take(pa.array(back)).to_pylist()}
+    if not records:
+        return source, records
+    return source | {"removed": removed, "shards": source["shards"] + _admitted(source["name"], shown, params, store)}, records
+
+
+def _admitted(name: str, rows: dict[str, list[int]], params: ShardParams, store: ObjectStore) -> list[dict]:
+    """Shards of these rows of held shards; made once."""
+    if not rows:
+        return []
+    prefix = f"{ADMITTED}/{name}"
+    key = f"{prefix}-{digest([rows, params.model_dump()])[:16]}.json"
+    try:
+        return store.get_json(key)
+    except MissingObject:
+        samples = ([sample] for shard, wanted in rows.items() for row, sample in enumerate(shards.unpack(store.get(shard))) if row in wanted)
+        made = [shards.put(store, prefix, shard) for shard in shards.write(samples, params)]
+        store.put_json(key, made)
+        return made
+
+
+def holding(name: str, patient: str, store: ObjectStore) -> list[str]:
+    """Keys of what was admitted from a source and has samples of a patient."""
+    indexes = [entry.key for entry in store.list(f"{ADMITTED}/{name}/") if entry.key.endswith(".index.parquet")]
+    found = [key for key in indexes if patient in index.read(store.get(key), "")["patient"].to_pylist()]
+    return [name for key in found for name in (key.replace(".index.parquet", ".parquet"), key)]
+
+
+def still_aside(aside: Iterable[Rejection], records: set[str]) -> list[Rejection]:
+    """What is kept aside without the records that came back."""
+    return [rejection for rejection in aside if rejection.record not in records]
+
+
+def _key(record: str, samples: dict[str, int]) -> str:
+    return f"{DECISIONS}/{digest([record, samples])[:32]}.json"
+
+
+def _word(accepted: bool) -> str:
+    return "accepted" if accepted else "rejected"

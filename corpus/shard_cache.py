@@ -1,0 +1,224 @@
+"""Shards of releases on this machine's disk: fetched from S3 when needed or shortly before, the least recently used given up.
+
+A shard is kept in Arrow's own format, uncompressed: a row is read where it lies, without decoding the row group around it,
+so that reading in shuffled order costs no more than reading in order. Any number of processes may share the folder: who
+has a shard open holds a shared lock on its file, and nobody gives it up meanwhile. Where no room can be made, or the disk
+is full, a shard is read from memory.
+"""
+
+import errno
+import fcntl
+import hashlib
+import io
+import os
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.outage import patiently
+from infra.records import write_atomic
+from infra.store import MissingObject, ObjectStore
+
+KEPT = ".arrow"
+# Shards a process has open; threads that fetch ahead.
+OPEN, FETCHERS = 32, 2
+
+
+class ShardCache:
+    """Files of releases by content.
+
+    Args:
+        limit: bytes that shards may take; indexes are small and do not count.
+        outage_minutes: how long a silent store is waited for.
+    """
+
+    def __init__(self, store: ObjectStore, folder: Path, limit: float = float("inf"), outage_minutes: float = 0.0):
+        self.store, self.folder, self.limit, self.outage_minutes = store, folder, limit, outage_minutes
+        self._open: OrderedDict[str, _Shard] = OrderedDict()
+        self._lock = threading.Lock()
+        self._ahead: set[str] = set()
+        self._asked: queue.SimpleQueue = queue.SimpleQueue()
+        self._fetchers: list[threading.Thread] = []
+
+    def small(self, file: dict) -> bytes:
+        """A file of a release's record ({path, key, md5}) that stays for good, such as an index.
+
+        Raises:
+            OSError: it vanished from S3, or is not what was released.
+            StoreUnavailable: the store stayed silent.
+        """
+        path = self.folder / f"{file['md5']}{Path(file['path']).suffix}"
+        if not path.exists():
+            write_atomic(path, self._fetch(file, self.outage_minutes))
+        return path.read_bytes()
+
+    def row(self, file: dict, number: int) -> dict:
+        """A row of a shard. Raises as `small` does."""
+        return self._shard(file).row(number)
+
+    def fetch_ahead(self, file: dict) -> None:
+        """Have a shard fetched in the background; what goes wrong shows when it is needed."""
+        with self._lock:
+            if file["md5"] in self._open or file["md5"] in self._ahead or self._place(file).exists():
+                return
+            self._ahead.add(file["md5"])
+            if not self._fetchers:
+                # Daemons: a process may end while the store is silent.
+                self._fetchers = [threading.Thread(target=self._bring_ahead, name="shards", daemon=True) for _ in range(FETCHERS)]
+                for thread in self._fetchers:
+                    thread.start()
+        self._asked.put(file)
+
+    def _bring_ahead(self) -> None:
+        while True:
+            file = self._asked.get()
+            try:
+                with self._alone(file):
+                    if not self._place(file).exists():
+                        self._keep(file, _to_arrow(self._fetch(file, 0)))
+            except OSError:
+                pass
+            finally:
+                with self._lock:
+                    self._ahead.discard(file["md5"])
+
+    def _shard(self, file: dict) -> "_Shard":
+        with self._lock:
+            if file["md5"] in self._open:
+                self._open.move_to_end(file["md5"])
+                return self._open[file["md5"]]
+        shard = self._mapped(file) or self._brought(file)
+        with self._lock:
+            self._open[file["md5"]] = shard
+            if len(self._open) > OPEN:
+                self._open.popitem(last=False)
+        return shard
+
+    def _brought(self, file: dict) -> "_Shard":
+        with self._alone(file):
+            if there := self._mapped(file):
+                return there
+            arrow = _to_arrow(self._fetch(file, self.outage_minutes))
+            return (self._keep(file, arrow) and self._mapped(file)) or _Shard(pa.BufferReader(arrow), None)
+
+    def _mapped(self, file: dict) -> "_Shard | None":
+        """The shard as it lies in the folder, locked; None if it does not."""
+        path = self._place(file)
+        try:
+            held = open(path, "rb")
+            fcntl.flock(held, fcntl.LOCK_SH)
+            if os.fstat(held.fileno()).st_ino != path.stat().st_ino:
+                return None
+            os.utime(path)
+            return _Shard(pa.memory_map(str(path)), held)
+        except FileNotFoundError:
+            return None
+        except pa.ArrowException:  # cut short when the machine lost power
+            path.unlink(missing_ok=True)
+            return None
+
+    def _place(self, file: dict) -> Path:
+        return self.folder / f"{file['md5']}{KEPT}"
+
+    def _fetch(self, file: dict, minutes: float) -> bytes:
+        try:
+            data = patiently(lambda: self.store.get(file["key"]), minutes)
+        except MissingObject:
+            raise OSError(f"shard {file['path']} has vanished from S3 ({file['key']}); {_MEND}") from None
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() != file["md5"]:
+            raise OSError(f"shard {file['path']} on S3 ({file['key']}) is damaged; {_MEND}")
+        return data
+
+    @contextmanager
+    def _alone(self, file: dict) -> Iterator[None]:
+        """One thread of one process fetches a shard; the others wait for it."""
+        with _locked(self.folder / "locks" / file["md5"]):
+            yield
+
+    def _keep(self, file: dict, arrow: pa.Buffer) -> bool:
+        """Write a shard into the folder, if room can be made for it."""
+        with _locked(self.folder / "locks" / "room"):
+            for torn in self.folder.glob(f".*{KEPT}.*"):  # all writing is done under this lock: whoever wrote it was killed
+                torn.unlink()
+            if not self._make_room(arrow.size):
+                return False
+            try:
+                write_atomic(self._place(file), arrow)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                return False
+            return True
+
+    def _make_room(self, size: int) -> bool:
+        if self._give_up(size):
+            return True
+        with self._lock:
+            self._open.clear()
+        return self._give_up(size)
+
+    def _give_up(self, size: int) -> bool:
+        """Delete shards that nobody has open, those asked for longest ago first, until so many bytes more are within the limit."""
+        found = sorted(((path, path.stat()) for path in self.folder.glob(f"*{KEPT}")), key=lambda entry: entry[1].st_mtime_ns)
+        over = sum(state.st_size for _, state in found) + size - self.limit
+        for path, state in found:
+            if over > 0 and _unlink_unread(path):
+                over -= state.st_size
+        return over <= 0
+
+
+class _Shard:
+    """An open shard; `held` carries its lock for as long as anybody uses it."""
+
+    def __init__(self, source: pa.NativeFile, held: io.BufferedReader | None):
+        reader = pa.ipc.open_file(source)
+        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._ends = list(accumulate(len(batch) for batch in self._batches))
+        self._held = held
+
+    def row(self, number: int) -> dict:
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        batch = self._batches[place]
+        return batch.slice(number - self._ends[place] + len(batch), 1).to_pylist()[0]
+
+
+_MEND = "`unimed data verify` checks the release, `dvc push` from a good copy mends it"
+
+
+def _to_arrow(parquet: bytes) -> pa.Buffer:
+    """A shard in Arrow's file format, a record batch a row group."""
+    source, sink = pq.ParquetFile(io.BytesIO(parquet)), pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, source.schema_arrow) as file:
+        for group in range(source.num_row_groups):
+            file.write_table(source.read_row_group(group, use_threads=False))
+    return sink.getvalue()
+
+
+def _unlink_unread(path: Path) -> bool:
+    """Delete a file unless somebody holds its lock; whether it is gone."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        return True
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that one thread of all processes of the machine gets at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,102 @@
+"""The log line of a running stage: means since the last one."""
+
+import time
+from functools import cache
+
+import torch
+
+from infra.records import utc_now
+from model.config import ModelConfig
+from model.curriculum import StageParams, TrainingParams
+from model.plan import training_flops
+from ray_jobs.place import Place
+from ray_jobs.step import Outcome
+
+# Dense bfloat16 peaks in TFLOP/s, as BAGEL counts MFU.
+PEAKS = {"H100": 989, "H200": 989, "H800": 989, "A100": 312, "A800": 312, "MI300X": 1336, "H20": 148, "L40": 181.05, "L20": 119.5}
+TOLD = ("step", "ce", "mse", "lr", "grad_norm")
+
+
+class Meter:
+    """Sums since the last line. The history keeps what is the same however often a run was killed."""
+
+    def __init__(self, config: ModelConfig, stage: StageParams, training: TrainingParams, place: Place, seconds: float):
+        self.config, self.stage, self.training, self.place = config, stage, training, place
+        self.peak = place.workers * peak_flops(place.device.type)
+        self.before, self.begun = seconds, time.perf_counter()
+        self._restart()
+
+    @property
+    def seconds(self) -> float:
+        """Time in the stage's loop, before restarts as well."""
+        return self.before + time.perf_counter() - self.begun
+
+    def loaded(self, batch) -> None:
+        now = time.perf_counter()
+        self.waited += now - self.mark
+        self.tokens, self.capacity, self.skipped = self.tokens + batch.tokens, self.capacity + batch.capacity, self.skipped + len(batch.skipped)
+        self.flops += sum(training_flops(self.config, pack.length, pack.sample_lens) for pack in batch.packs.values())
+
+    def stepped(self, outcome: Outcome) -> None:
+        if outcome.good:
+            self.sums = [a + b for a, b in zip(self.sums, (outcome.ce, outcome.mse, outcome.norm))]
+            self.good += 1
+        self.steps += 1
+        self.mark = time.perf_counter()
+
+    def paused(self, seconds: float) -> None:
+        """Time that was neither work nor waiting for data: a save, a validation."""
+        self.stalled += seconds
+        self.mark = time.perf_counter()
+
+    def row(self, step: int) -> dict:
+        """The numbers since the last row."""
+        elapsed = time.perf_counter() - self.since
+        working = max(elapsed - self.stalled, 1e-9)
+        # Nothing but bad steps: no mean.
+        ce, mse, norm = (total / self.good if self.good else float("nan") for total in self.sums)
+        row = {
+            "step": step,
+            "ce": ce,
+            "mse": mse,
+            "lr": self.stage.learning_rate_at(step - 1),
+            "grad_norm": norm,
+            "tokens_per_s": self.tokens * self.place.workers / working,
+            "real_share": self.tokens / max(self.capacity, 1),
+            "mfu": self.flops * self.place.workers / working / self.peak,
+            "wait": self.waited / working,
+            "stall": self.stalled / elapsed,
+            "good": self.good,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "eta": (self.stage.steps - step) * elapsed / max(self.steps, 1),
+            "at": utc_now(),
+        }
+        self._restart()
+        return row
+
+    def line(self, row: dict) -> str:
+        return (
+            f"{self.stage.name} step {row['step']}/{self.stage.steps} ce {row['ce']:.3f} mse {row['mse']:.3f} lr {row['lr']:.2e} norm {row['grad_norm']:.2f} "
+            f"{row['tokens_per_s']:,.0f} tokens/s real {row['real_share']:.1%} mfu {row['mfu']:.1%} wait {row['wait']:.1%} eta {row['eta']:.0f} s"
+        )
+
+    def _restart(self) -> None:
+        self.sums, self.steps, self.good, self.tokens, self.capacity, self.skipped = [0.0, 0.0, 0.0], 0, 0, 0, 0, 0
+        self.flops = self.waited = self.stalled = 0.0
+        self.since = self.mark = time.perf_counter()
+
+
+@cache
+def peak_flops(device: str) -> float:
+    """FLOP/s a worker's device could reach: a GPU's data sheet, or what a large float32 product reaches on its CPU threads."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        return next((tflops for known, tflops in PEAKS.items() if known in name), 312) * 1e12
+    side, best = 768, 0.0
+    a = torch.randn(side, side)
+    for _ in range(6):
+        begun = time.perf_counter()
+        a @ a
+        best = max(best, 2 * side**3 / (time.perf_counter() - begun))
+    return best

@@ -1,0 +1,80 @@
+"""What a stage draws from: tasks by its mixture, within them modalities, old and new data, and sources."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from corpus.reader import Index
+from model.curriculum import StageParams
+from ray_jobs.order import Passes
+
+ALL, KNOWN, NEW = "all", "known", "new"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something to choose among by weight, each entry either a name of a group or another choice."""
+
+    weights: tuple[float, ...]
+    of: tuple
+
+    def draw(self, rng: random.Random) -> str:
+        chosen = rng.choices(self.of, self.weights)[0]
+        return chosen.draw(rng) if isinstance(chosen, Choice) else chosen
+
+
+class Mixture:
+    """The groups of a stage, and which of them a draw comes from.
+
+    Raises:
+        ValueError: the release has nothing of what the stage asks for.
+    """
+
+    def __init__(self, index: Index, shards: Sequence[str], stage: StageParams, key: str, streams: int, split: str, known: frozenset[str] | None):
+        self.index, self.key, self.streams = index, key, streams
+        self.groups: dict[str, Passes] = {}
+        self._known = None if known is None or stage.replay is None else np.array([name in known for name in shards] or [False])[index.shard]
+        tasks = {task: index.where(split=split, task=task) for task, weight in stage.shares.items() if weight > 0}
+        found = {task: rows for task, rows in tasks.items() if len(rows)}
+        if not found:
+            raise ValueError(f"stage {stage.name!r}: the release has no {split} sample of {sorted(tasks)}; it has {index.values('task', np.arange(len(index)))}")
+        self._choice = Choice(tuple(stage.shares[task] for task in found), tuple(self._by_modality(task, rows, stage) for task, rows in found.items()))
+
+    def draw(self, rng: random.Random) -> str:
+        """The name of a group."""
+        return self._choice.draw(rng)
+
+    def _by_modality(self, task: str, rows: np.ndarray, stage: StageParams) -> Choice:
+        weights = stage.modalities.get(task)
+        if not weights:
+            return self._by_age(task, rows, stage)
+        present = self.index.values("modality", rows)
+        missing = [modality for modality, weight in weights.items() if weight > 0 and modality not in present]
+        if missing:
+            raise ValueError(f"stage {stage.name!r}: modalities.{task} names {', '.join(missing)}, of which the release has no sample; it has {', '.join(present)}")
+        words, codes = self.index.words["modality"], self.index.codes["modality"][rows]
+        named = [(modality, weight) for modality, weight in weights.items() if weight > 0]
+        return Choice(tuple(weight for _, weight in named), tuple(self._by_age(f"{task}/{modality}", rows[codes == words.index(modality)], stage) for modality, _ in named))
+
+    def _by_age(self, name: str, rows: np.ndarray, stage: StageParams) -> Choice:
+        """Old against new data, where the stage replays; all of it where there is only one kind."""
+        if self._known is None:
+            return self._by_source(f"{name}/{ALL}", rows)
+        old, new = rows[self._known[rows]], rows[~self._known[rows]]
+        if not len(old) or not len(new):
+            return self._by_source(f"{name}/{KNOWN if len(old) else NEW}", rows)
+        return Choice((stage.replay, 1 - stage.replay), (self._by_source(f"{name}/{KNOWN}", old), self._by_source(f"{name}/{NEW}", new)))
+
+    def _by_source(self, name: str, rows: np.ndarray) -> Choice:
+        """Less than in proportion: a large source counts for more than a small one, but does not drown it."""
+        codes, words = self.index.codes["source"][rows], self.index.words["source"]
+        names, weights = [], []
+        for source in self.index.values("source", rows):
+            of = rows[codes == words.index(source)]
+            group = f"{name}/{source}"
+            self.groups[group] = Passes(of, self.index.shard[of], f"{self.key}/{group}", self.streams)
+            names.append(group)
+            weights.append(len(of) ** 0.75)
+        return Choice(tuple(weights), tuple(names))

@@ -1,0 +1,62 @@
+"""Notice that a worker is to end: it then saves, commits and ends well.
+
+Three ways lead here: SIGTERM to a training worker, SIGTERM to the job's own process (`ray job stop`, a
+scheduler), and a node that Ray is draining, where Ray starts the run again elsewhere.
+"""
+
+import signal
+import threading
+import time
+
+POLL_S = 1.0
+_told = threading.Event()
+
+
+def listen() -> None:
+    """Take SIGTERM as notice. Runs in a worker's main thread when its process starts, the only place where that can be said."""
+    signal.signal(signal.SIGTERM, lambda number, frame: _told.set())
+
+
+class Bell:
+    """Rung by the job's own process, heard by the workers; a Ray actor."""
+
+    def __init__(self):
+        self.rung = False
+
+    def ring(self) -> None:
+        self.rung = True
+
+    def is_rung(self) -> bool:
+        return self.rung
+
+
+class Notice:
+    """What a worker has been told so far. The bell is asked from a thread, a drain now and then: neither holds a step up."""
+
+    def __init__(self, bell=None):
+        self.bell = bell
+        if bell is not None:
+            threading.Thread(target=self._ask, daemon=True, name="notice").start()
+
+    def given(self) -> bool:
+        """Whether this worker is to end."""
+        return _told.is_set()
+
+    def _ask(self) -> None:
+        import ray
+
+        while not _told.is_set():
+            try:
+                if ray.get(self.bell.is_rung.remote(), timeout=10):
+                    _told.set()
+            except ray.exceptions.RayError:
+                # The job's process is gone, and with it soon this worker.
+                return
+            time.sleep(POLL_S)
+
+
+def draining() -> bool:
+    """Whether Ray is draining the node of one of the workers. All workers must ask together."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None

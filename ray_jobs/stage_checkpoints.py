@@ -1,0 +1,207 @@
+"""Checkpoints of a running stage: written beside training to S3, visible by a marker that is written last.
+
+Tensors are saved by torch.distributed.checkpoint as safetensors, each worker its own shards, so nothing is
+gathered and any number of workers can read them back. A checkpoint is a folder `runs/<run>/checkpoints/<step>-<attempt>/`
+with shards, `state.json` and `commit.json`; the last names every file with size and SHA-256.
+"""
+
+import json
+import secrets
+import shutil
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+
+from infra.outage import patiently
+from infra.records import file_sha256, utc_now
+from infra.store import MissingObject, ObjectStore
+from ray_jobs.place import Place, from_first, gather
+
+COMMIT, STATE = "commit.json", "state.json"
+
+# DCP warns that HF storage keeps no extra metadata; ours lies in state.json.
+warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
+
+
+class StageCheckpoints:
+    """The checkpoints of one run, as one worker sees them. All workers call every method in the same order.
+
+    Args:
+        scratch: folder on this machine for shards on their way.
+        keep: newest checkpoints that stay.
+        outage_minutes: how long a silent store is waited for.
+        on_event: told (step, kind, detail) of what went wrong.
+        before_commit: called in the thread when this worker's shards are sent.
+    """
+
+    def __init__(self, run: str, store: ObjectStore, place: Place, scratch: Path, keep: int = 2, outage_minutes: float = 5.0, on_event: Callable[[int, str, str], None] = lambda *told: None, before_commit: Callable[[], object] = lambda: None):
+        self.prefix, self.store, self.place, self.scratch = checkpoints_prefix(run), store, place, scratch
+        self.keep, self.outage_minutes, self.on_event, self.before_commit = keep, outage_minutes, on_event, before_commit
+        # A group of its own: its collectives run beside those of training.
+        self._group = dist.new_group(backend="gloo") if place.workers > 1 else None
+        self._attempt = from_first(secrets.token_hex(4), place.workers, self._group)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+        self.last_error: str | None = None
+
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict, streams: dict[str, dict]) -> None:
+        """Copy everything and go on; a thread writes it out. An earlier one that is still being written is waited for.
+
+        Args:
+            state: JSON-able, the same on all workers.
+            streams: this worker's share of the loader's state.
+        """
+        self.wait()
+        folder = self.scratch / f"{step:08d}-{self._attempt}"
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        written = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self.place.workers == 1)
+        # As it is now: the caller goes on changing it.
+        self._pending = self._thread.submit(self._publish, step, written, folder, json.dumps(state), streams)
+
+    def wait(self) -> bool:
+        """Until nothing is being written; whether the last checkpoint was committed."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+        return self.last_error is None
+
+    def close(self) -> None:
+        self.wait()
+        self._thread.shutdown()
+
+    def load(self, tensors: dict[str, Tensor], before: int | None = None) -> tuple[dict, dict[str, dict]] | None:
+        """Fill `tensors` from the newest checkpoint that is whole (of a step below `before`); returns (state, streams).
+
+        One that is damaged is told, and the one before it is taken. None: there is none.
+        """
+        self.wait()
+        names = patiently(lambda: committed(self.store, self.prefix), self.outage_minutes) if self.place.first else None
+        for name in from_first(names, self.place.workers, self._group):
+            step = int(name.split("-")[0])
+            if before is not None and step >= before:
+                continue
+            folder, problem = self._fetched(name)
+            problems = [p for p in gather(problem, self.place.workers, self._group) if p]
+            if problems:
+                if self.place.first:
+                    self.on_event(step, "corrupt-checkpoint", f"{problems[0]}; going back to the one before")
+                continue
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=self.place.workers == 1)
+            saved = json.loads((folder / STATE).read_text())
+            gather(None, self.place.workers, self._group)
+            if self.place.first_here:
+                shutil.rmtree(folder, ignore_errors=True)
+            return saved["state"], saved["streams"]
+        return None
+
+    def _publish(self, step: int, written: Future, folder: Path, state: str, streams: dict) -> None:
+        """In the thread: send this worker's shards, and on the first worker commit once all are there."""
+        files, error = {}, None
+        try:
+            written.result()
+            files = {path.name: _described(path) for path in sorted(folder.glob(f"shard-{self.place.rank + 1:05d}-*"))}
+            for name in files:
+                self._patiently(lambda name=name: self.store.upload_file(folder / name, self._key(folder, name)))
+            self.before_commit()
+        except (Exception, CheckpointException) as problem:
+            error = f"worker {self.place.rank}: {_told(problem)}"
+        everybody = gather((files, streams, error), self.place.workers, self._group)
+        errors = [error for _, _, error in everybody if error]
+        if self.place.first and not errors:
+            try:
+                self._commit(step, folder, state, everybody)
+            except Exception as problem:
+                errors = [_told(problem)]
+        self.last_error = errors[0] if errors else None
+        if errors and self.place.first:
+            self.on_event(step, "checkpoint-failed", errors[0])
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        if self.place.first_here:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _commit(self, step: int, folder: Path, state: str, everybody: list) -> None:
+        streams = {name: place for _, part, _ in everybody for name, place in part.items()}
+        text = json.dumps({"state": json.loads(state), "streams": streams}).encode()
+        files = {name: what for part, _, _ in everybody for name, what in part.items()}
+        state_file = folder / STATE
+        state_file.write_bytes(text)
+        files[STATE] = _described(state_file)
+        self._patiently(lambda: self.store.put(self._key(folder, STATE), text))
+        marker = {"step": step, "files": files, "workers": self.place.workers, "at": utc_now()}
+        self._patiently(lambda: self.store.put_json(self._key(folder, COMMIT), marker))
+        self._patiently(self._forget_old)
+
+    def _forget_old(self) -> None:
+        """Keep the newest; of the others the marker goes first. What was never committed goes as well."""
+        kept = committed(self.store, self.prefix)[: self.keep]
+        oldest = min(kept)
+        keys = [entry.key for entry in self.store.list(self.prefix)]
+        old = [key for key in keys if key.removeprefix(self.prefix).split("/")[0] not in kept and key.removeprefix(self.prefix) < oldest]
+        for key in sorted(old, key=lambda key: not key.endswith(COMMIT)):
+            self.store.delete(key)
+
+    def _fetched(self, name: str) -> tuple[Path, str | None]:
+        """The folder of a checkpoint on this machine, and what is wrong with it."""
+        folder = self.scratch / f"resume-{name}"
+        if not self.place.first_here:
+            return folder, None
+        try:
+            self._patiently(lambda: fetch(self.store, f"{self.prefix}{name}", folder))
+        except (MissingObject, OSError) as error:
+            return folder, str(error)
+        return folder, None
+
+    def _patiently(self, work: Callable) -> object:
+        return patiently(work, self.outage_minutes, lambda line: print(f"checkpoint: {line}", flush=True))
+
+    def _key(self, folder: Path, name: str) -> str:
+        return f"{self.prefix}{folder.name}/{name}"
+
+
+def checkpoints_prefix(run: str) -> str:
+    return f"runs/{run}/checkpoints/"
+
+
+def committed(store: ObjectStore, prefix: str) -> list[str]:
+    """Names of the committed checkpoints, newest first."""
+    names = [entry.key.removeprefix(prefix).split("/")[0] for entry in store.list(prefix) if entry.key.endswith(f"/{COMMIT}")]
+    # Two of one step: the attempt that was written later.
+    written = {name: store.get_json(f"{prefix}{name}/{COMMIT}")["at"] for name in names} if len({n.split("-")[0] for n in names}) < len(names) else {}
+    return sorted(names, key=lambda name: (name.split("-")[0], written.get(name, "")), reverse=True)
+
+
+def fetch(store: ObjectStore, prefix: str, folder: Path) -> None:
+    """Download a committed checkpoint.
+
+    Raises:
+        OSError: a file is not what the marker says.
+        MissingObject: a file is gone.
+    """
+    marker = store.get_json(f"{prefix}/{COMMIT}")
+    for name, wanted in marker["files"].items():
+        path = folder / name
+        store.download_file(f"{prefix}/{name}", path)
+        if _described(path) != wanted:
+            path.unlink()
+            raise OSError(f"{prefix}/{name} is damaged: its size or SHA-256 is not what {COMMIT} says")
+
+
+def _described(path: Path) -> dict:
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _told(problem: BaseException) -> str:
+    """One line; the cause inside DCP's exception, which prints traces of all workers."""
+    if isinstance(problem, CheckpointException):
+        rank, (cause, _) = next(iter(problem.failures.items()))
+        return f"worker {rank}: {type(cause).__name__}: {cause}"
+    return f"{type(problem).__name__}: {problem}"

@@ -1,0 +1,91 @@
+"""A finished stage as a checkpoint folder in the published layout: the start's tensors, the learned ones replaced by their average.
+
+Tensors go from the run's shards to the folder a few gigabytes at a time: the whole network is never in memory.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+
+from infra.settings import get_settings
+from infra.store import ObjectStore
+from model.checkpoint import WEIGHTS, open_weights
+from ray_jobs.stage_checkpoints import checkpoints_prefix, committed, fetch
+from ray_jobs.training_state import AVERAGE
+
+PART_BYTES = 4 * 2**30
+
+
+def export_average(start: Path, run: str, store: ObjectStore, out: Path, part_bytes: int = PART_BYTES) -> None:
+    """Write the folder of the run's newest checkpoint to `out`: one `ema.safetensors`, or parts and their index if it is larger.
+
+    Raises:
+        OSError: the checkpoint is damaged.
+    """
+    prefix = checkpoints_prefix(run)
+    scratch = get_settings().state_dir / "cache"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        fetch(store, f"{prefix}{committed(store, prefix)[0]}", Path(folder))
+        for path in start.iterdir():
+            if path.is_file() and not _is_main(path.name):
+                shutil.copy(path, out / path.name)
+        _write(_parts(start, Path(folder), part_bytes), out)
+
+
+def _is_main(name: str) -> bool:
+    """Whether a file holds tensors of the main network, or their index: the VAE's stay."""
+    return name.startswith(("ema", "model")) and ".safetensors" in name
+
+
+def _parts(start: Path, checkpoint: Path, part_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The network's tensors in parts of at most so many bytes."""
+    weights = open_weights(start)[0]
+    reader = HuggingFaceStorageReader(str(checkpoint))
+    learned = reader.read_metadata().state_dict_metadata
+    part: dict[str, torch.Tensor] = {}
+    size = 0
+    for key in sorted(weights.shapes):
+        tensor = weights.read(key)
+        if AVERAGE + key in learned:
+            tensor = torch.empty_like(tensor, dtype=torch.float32)
+        if part and size + tensor.nbytes > part_bytes:
+            yield _filled(part, learned, checkpoint)
+            part, size = {}, 0
+        part[key] = tensor
+        size += tensor.nbytes
+    yield _filled(part, learned, checkpoint)
+
+
+def _filled(part: dict[str, torch.Tensor], learned: dict, checkpoint: Path) -> dict[str, torch.Tensor]:
+    averaged = {AVERAGE + key: tensor for key, tensor in part.items() if AVERAGE + key in learned}
+    dcp.load(averaged, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
+    return {key: tensor.contiguous() for key, tensor in part.items()}
+
+
+def _write(parts: Iterator[dict[str, torch.Tensor]], out: Path) -> None:
+    """The first part waits for a second: a single one is the published single file."""
+    first, where, size = next(parts), {}, 0
+    second = next(parts, None)
+    if second is None:
+        save_file(first, out / WEIGHTS)
+        return
+    for number, part in enumerate(_again(first, second, parts), start=1):
+        name = f"ema-{number:05d}.safetensors"
+        save_file(part, out / name)
+        where |= dict.fromkeys(part, name)
+        size += sum(tensor.nbytes for tensor in part.values())
+    (out / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": where}, indent=1, sort_keys=True))
+
+
+def _again(first: dict, second: dict, rest: Iterator[dict]) -> Iterator[dict]:
+    yield first
+    yield second
+    yield from rest

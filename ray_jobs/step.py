@@ -1,0 +1,111 @@
+"""One optimiser step over all packs of all workers."""
+
+import hashlib
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from model.curriculum import StageParams, TrainingParams
+from model.losses import TokenCounts, count, step_loss
+from model.packing import PackedSequence
+from model.unimedvl import UniMedVL
+from ray_jobs.place import Place
+from ray_jobs.training_state import TrainingState
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Means over all workers' tokens, the gradient's norm, whether the weights changed, and whether somebody was told to stop."""
+
+    ce: float
+    mse: float
+    norm: float
+    good: bool
+    stop: bool
+
+
+class Stepper:
+    """Steps of one stage on one worker.
+
+    Losses are shares of means over the tokens of all packs of all workers, so gradients simply add up; a worker
+    without tokens of one kind adds zero. Unsharded gradients go through one flat all-reduce, whose order of
+    summation is the same at every step and after every restart; sharded ones through FSDP's reduce-scatter.
+    """
+
+    def __init__(self, model: UniMedVL, state: TrainingState, stage: StageParams, training: TrainingParams, seed: int, place: Place):
+        self.model, self.state, self.stage, self.training, self.seed, self.place = model, state, stage, training, seed, place
+        self.sharded = training.parallel == "fsdp"
+
+    def step(self, packs: dict[str, PackedSequence], stop: bool = False) -> Outcome:
+        """Forward, backward, clip and update; a step that the watchdog calls bad changes nothing but the count of steps."""
+        counts = sum((count(pack) for pack in packs.values()), TokenCounts())
+        ce_total, mse_total, stops = self.sum(torch.tensor([counts.ce, counts.mse, int(stop)])).tolist()
+        optimiser, progress = self.state.optimiser, self.state.progress
+        for group in optimiser.param_groups:
+            group["lr"] = self.stage.learning_rate_at(progress.step)
+        optimiser.zero_grad(set_to_none=False)
+        losses = torch.zeros(2)
+        for name, pack in packs.items():
+            losses += self._backward(name, pack, TokenCounts(ce_total, mse_total))
+        ce, mse = self._sum_gradients(losses).tolist()
+        norm = self._clip()
+        good = progress.watchdog.is_good(self.stage.ce_weight * ce + self.stage.mse_weight * mse, norm, self.training.anomaly)
+        if good:
+            optimiser.step()
+            self.state.ema.update(progress.step)
+        progress.step += 1
+        return Outcome(ce, mse, norm, good, bool(stops))
+
+    def _backward(self, name: str, pack: PackedSequence, totals: TokenCounts) -> Tensor:
+        noise = self.noise(pack, name).to(self.place.device, non_blocking=True)
+        with self._precision():
+            losses = self.model(pack.to(self.place.device), noise)
+        loss, ce, mse = step_loss(losses, totals, self.stage.ce_weight, self.stage.mse_weight)
+        loss.backward()
+        return torch.tensor([ce, mse])
+
+    def noise(self, pack: PackedSequence, name: str) -> Tensor:
+        """Noise that depends on the place in the run alone, so no generator state needs saving."""
+        progress = self.state.progress
+        again = f"/{progress.rollbacks}" if progress.rollbacks else ""
+        return self.noise_of(pack, f"{self.seed}/{self.stage.name}/{name}/{progress.step}{again}")
+
+    @staticmethod
+    def noise_of(pack: PackedSequence, key: str) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 1
+        return torch.randn(pack.latents.shape, generator=torch.Generator().manual_seed(seed))
+
+    def _precision(self):
+        if self.training.precision == "float32" or self.sharded:
+            return nullcontext()
+        return torch.autocast(self.place.device.type, torch.bfloat16)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all workers, on the CPU."""
+        if self.place.workers == 1:
+            return values
+        there = values.to(self.place.device)
+        dist.all_reduce(there)
+        return there.cpu()
+
+    def _sum_gradients(self, losses: Tensor) -> Tensor:
+        """Add up unsharded gradients, and the losses with them; returns the losses."""
+        if self.sharded or self.place.workers == 1:
+            return self.sum(losses)
+        parameters = list(self.state.parameters.values())
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([losses.to(self.place.device), *(p.grad.flatten() for p in parameters)])
+        dist.all_reduce(flat)
+        summed, *parts = flat.split([2, *(p.numel() for p in parameters)])
+        torch._foreach_copy_([p.grad for p in parameters], [part.view_as(p) for p, part in zip(parameters, parts)])
+        return summed.cpu()
+
+    def _clip(self) -> float:
+        norm = nn.utils.clip_grad_norm_(self.state.parameters.values(), self.stage.max_grad_norm)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()

@@ -1,0 +1,90 @@
+"""A stage that is disturbed by what surrounds it: the object store goes away, notice is given, the whole cluster dies."""
+
+import threading
+import time
+
+import psutil
+import pytest
+
+from infra.jobs import JobCancelled, JobSpec, run_job
+from infra.stack import Stack
+from infra.store import StoreUnavailable, log_store, model_store
+from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
+
+OUTAGE_S = 30
+
+
+@pytest.fixture(scope="module")
+def inputs(first) -> dict:
+    """A foundation stage of some length, from the start of the shared retraining."""
+    name = next(e.key.split("/")[1] for e in log_store().list("jobs/foundation") if e.key.endswith("result.json"))
+    found = log_store().get_json(f"jobs/{name}/inputs.json")
+    return found | {"stage": found["stage"] | {"steps": 120, "evaluate_every": None}, "training": found["training"] | {"checkpoint_every": 10}}
+
+
+class Running(threading.Thread):
+    """The job in the background; `outcome` is its result or error."""
+
+    def __init__(self, spec: JobSpec):
+        super().__init__(daemon=True)
+        self.spec, self.lines, self.outcome = spec, [], None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.outcome = run_job(self.spec, on_log=self.lines.append).result
+        except Exception as error:
+            self.outcome = error
+
+    def until_committed(self, step: int) -> None:
+        """Wait for a checkpoint of at least this step."""
+        prefix, end = checkpoints_prefix(self.spec.submission_id), time.monotonic() + 120
+        while time.monotonic() < end and self.is_alive():
+            try:
+                if any(int(name.split("-")[0]) >= step for name in committed(model_store(), prefix)):
+                    return
+            except StoreUnavailable:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"no checkpoint of step {step}: {self.outcome or self.lines[-5:]}")
+
+    def ended(self):
+        self.join(timeout=180)
+        assert not self.is_alive(), self.lines[-10:]
+        return self.outcome
+
+
+def workers() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+
+
+def kill_tree(process: psutil.Process) -> None:
+    for member in [*process.children(recursive=True), process]:
+        member.kill()
+    process.wait(timeout=10)
+
+
+def test_outage_notice_and_the_death_of_the_cluster_leave_no_trace_in_the_weights(inputs, stack):
+    undisturbed = run_job(JobSpec("calm", "ray_jobs.train", inputs), on_log=lambda line: None).result
+    spec = JobSpec("storm", "ray_jobs.train", inputs)
+
+    running = Running(spec)
+    running.until_committed(10)
+    kill_tree(stack._process("s3"))
+    time.sleep(OUTAGE_S)
+    Stack().up(services=["s3"])
+    running.until_committed(40)
+    workers()[0].terminate()
+    told = running.ended()
+    assert isinstance(told, JobCancelled) and any("stopped" in line for line in running.lines), told
+
+    running = Running(spec)
+    running.until_committed(80)
+    kill_tree(stack._process("ray"))
+    assert isinstance(running.ended(), Exception)
+    Stack().up()
+
+    running = Running(spec)
+    result = running.ended()
+    assert any("resumed at step" in line for line in running.lines)
+    assert result["content_hash"] == undisturbed["content_hash"] and result["history"] == undisturbed["history"]

@@ -1,0 +1,62 @@
+"""`unimed train`, as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from ray_jobs.run_log import RunLog
+from tests.ray_jobs.test_run_log import ABOUT, keys, row
+
+
+@pytest.fixture(scope="module")
+def told(stack):
+    """Two runs of a stage of their own."""
+    for run, ce in (("seen-aaa1", 2.0), ("seen-bbb2", 1.0)):
+        log = RunLog(run)
+        log.begin(ABOUT | {"stage": {"name": "seen", "steps": 40}})
+        for step in (20, 40):
+            log.metrics(row(step, ce=ce, real_share=0.975))
+            log.samples(0, keys(step))
+        log.scores(40, {"vqa/mini": 0.25})
+        log.picture(40, "drawings", b"png")
+        log.event(20, "rolled-back", "three bad steps in a row")
+        log.close()
+
+
+def unimed(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "flows.cli", "train", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_runs_are_listed(told):
+    listed = [run for run in json.loads(unimed("list", "--json").stdout) if run["stage"] == "seen"]
+    assert [(run["run"], run["last"]["step"], run["attempts"]) for run in listed] == [("seen-aaa1", 40, 1), ("seen-bbb2", 40, 1)]
+
+
+def test_two_runs_are_shown_side_by_side(told, tmp_path):
+    done = unimed("show", "seen-a", "seen", "-o", str(tmp_path / "curves.png"))
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.strip()}
+    assert lines["seen-aaa1"] and lines["ce"] == ["2.0000", "1.0000"] and lines["real_share"] == ["97.5%", "97.5%"] and lines["vqa/mini"] == ["0.250", "0.250"]
+    assert done.stdout.count("three bad steps in a row") == 2 and "s3://unimed-logs/training/seen-aaa1/pictures/000000040-drawings.png" in done.stdout
+    assert Image.open(tmp_path / "curves.png").format == "PNG"
+
+
+def test_a_run_is_shown_to_programs(told):
+    (run,) = json.loads(unimed("show", "seen", "--json").stdout)["runs"]
+    assert run["run"] == "seen-bbb2" and [line["step"] for line in run["metrics"]] == [20, 40] and run["last"]["ce"] == 1.0 and "mfu" not in run["last"]
+    assert run["events"][0]["kind"] == "rolled-back" and run["about"]["seed"] == 3
+
+
+def test_the_samples_of_a_step_are_named(told):
+    done = unimed("which", "seen-aaa1", "--step", "40")
+    assert done.returncode == 0 and "4 samples" in done.stdout and "mini/1-81" in done.stdout
+    assert [s["sample"] for s in json.loads(unimed("which", "seen-aaa1", "--step", "40", "--json").stdout)["samples"]] == [k["sample"] for k in keys(40)]
+
+
+@pytest.mark.parametrize("arguments, says", [(["which", "seen-aaa1", "--step", "41"], "no sample of step 41"), (["show", "nothing"], "unimed train list"), (["show", "seen-"], "seen-aaa1, seen-bbb2")])
+def test_what_is_not_there_is_told_in_a_line(told, arguments, says):
+    done = unimed(*arguments)
+    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,144 @@
+"""What a stage survives: each fault is caused, and what goes on is compared with the undisturbed run."""
+
+import resource
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from infra.store import model_store
+from model.config import ModelConfig
+from model.testing import make_tiny
+from ray_jobs.meter import Meter
+from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
+from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, learned, same, start
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    small = ModelConfig(llm={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}, vit={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2})
+    return make_tiny(tmp_path_factory.mktemp("tiny"), config=small)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny, s3, tmp_path_factory):
+    run, _ = start(tiny, "undisturbed", tmp_path_factory.mktemp("scratch"))
+    assert run.run() == "finished"
+    return learned(run), run.progress.history
+
+
+def in_store(name: str) -> list[str]:
+    return committed(model_store(), checkpoints_prefix(name))
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(tiny, undisturbed, tmp_path):
+    first, told = start(tiny, "stopped", tmp_path, notice=NoticeAt(7))
+    assert first.run() == "stopped" and first.progress.step == 7
+    assert in_store("stopped")[0].startswith("00000007") and told.kinds() == ["stopped"]
+    second, told = start(tiny, "stopped", tmp_path)
+    assert second.run() == "finished" and told.events[0][:2] == (7, "resumed")
+    assert same(learned(second), undisturbed[0]) and [row["step"] for row in second.progress.history] == [2, 4, 6, 8, 10, 12]
+    assert not list(tmp_path.rglob("*.safetensors")), "nothing stays on this machine"
+
+
+def test_a_run_that_vanished_repeats_its_last_steps(tiny, undisturbed, tmp_path):
+    """As after SIGKILL: nothing is said or saved at the end."""
+    first, _ = start(tiny, "vanished", tmp_path)
+    first._resume()
+    first.meter = Meter(first.stepper.model.config, STAGE, TRAINING, first.place, 0.0)
+    for _ in range(6):
+        batch = next(first.loader)
+        first.meter.loaded(batch)
+        first.meter.stepped(first.stepper.step(batch.packs))
+        first._after(first.progress.step)
+    first.checkpoints.wait()
+    second, told = start(tiny, "vanished", tmp_path)
+    assert second.run() == "finished" and told.events[0][:2] == (4, "resumed")
+    assert same(learned(second), undisturbed[0]) and second.progress.history == undisturbed[1]
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tiny, undisturbed, tmp_path):
+    first, _ = start(tiny, "damaged", tmp_path, notice=NoticeAt(9))
+    first.run()
+    newest = in_store("damaged")[0]
+    key = next(e.key for e in model_store().list(f"{checkpoints_prefix('damaged')}{newest}/") if e.key.endswith(".safetensors"))
+    data = bytearray(model_store().get(key))
+    data[len(data) // 2] ^= 1
+    model_store().put(key, bytes(data))
+    second, told = start(tiny, "damaged", tmp_path)
+    assert second.run() == "finished" and told.kinds()[:2] == ["corrupt-checkpoint", "resumed"]
+    assert told.events[0][0] == 9 and key in told.events[0][2] and told.events[1][0] == 8
+    assert same(learned(second), undisturbed[0])
+
+
+def test_old_checkpoints_go_and_uncommitted_ones_are_never_read(tiny, tmp_path):
+    run, _ = start(tiny, "kept", tmp_path, notice=NoticeAt(9))
+    run.run()
+    assert [name.split("-")[0] for name in in_store("kept")] == ["00000009", "00000008"]
+    prefix = checkpoints_prefix("kept")
+    assert {e.key.removeprefix(prefix).split("/")[0] for e in model_store().list(prefix)} == set(in_store("kept"))
+    model_store().delete(f"{prefix}{in_store('kept')[0]}/commit.json")
+    again, told = start(tiny, "kept", tmp_path)
+    again.run()
+    assert told.events[0][:2] == (8, "resumed")
+
+
+def test_a_step_that_is_no_number_changes_nothing(tiny, tmp_path):
+    run, told = start(tiny, "nan", tmp_path, spoilt=frozenset({3}))
+    assert run.run() == "finished" and told.kinds() == ["skipped-step"] and told.events[0][0] == 4
+    assert all(torch.isfinite(tensor).all() for tensor in learned(run).values())
+    assert run.progress.watchdog.skipped == 1
+
+
+def test_bad_steps_in_a_row_take_the_run_back_and_the_data_goes_on(tiny, tmp_path):
+    run, told = start(tiny, "back", tmp_path, spoilt=frozenset({5, 6, 7, 8}))
+    assert run.run() == "finished"
+    assert told.kinds() == ["skipped-step"] * 4 + ["rolled-back"] and "to 4" in told.events[-1][2]
+    assert run.loader.positions["0"] == 9 + 8, "nine batches until it went back, and eight more from step 4 to 12"
+
+
+def test_a_run_that_cannot_be_helped_ends_with_a_report(tiny, tmp_path):
+    run, told = start(tiny, "lost", tmp_path, spoilt=frozenset(range(5, 100)))
+    assert run.run() == "diverged" and told.kinds().count("rolled-back") == 2
+    assert told.kinds()[-1] == "diverged" and "learning rate" in run.why
+
+
+def test_a_spike_is_no_step(tiny, tmp_path):
+    training = TRAINING.model_copy(update={"anomaly": TRAINING.anomaly.model_copy(update={"window": 5, "spike": 1.0001})})
+    run, told = start(tiny, "spike", tmp_path, training=training)
+    run.run()
+    assert "skipped-step" in told.kinds()
+
+
+@contextmanager
+def files_at_most(size: int):
+    """No file may grow beyond `size`: the system refuses the write, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_costs_a_checkpoint_not_the_run(tiny, undisturbed, tmp_path):
+    first, told = start(tiny, "full", tmp_path)
+    with files_at_most(2**14), pytest.raises(OSError, match="same command"):
+        first.run()
+    assert set(told.kinds()) == {"checkpoint-failed"} and not in_store("full")
+    second, _ = start(tiny, "full", tmp_path)
+    assert second.run() == "finished" and same(learned(second), undisturbed[0])
+
+
+def test_a_stage_stops_early_where_nothing_gets_better(tiny, tmp_path):
+    class Flat:
+        def loss(self, stepper):
+            return {"loss": 1.0, "ce": 1.0, "mse": 1.0}
+
+        def look(self, stepper):
+            return {}, None
+
+    stage = STAGE.model_copy(update={"evaluate_every": 2, "early_stop": {"patience": 2}})
+    run, told = start(tiny, "early", tmp_path, stage=type(STAGE)(**stage.model_dump()))
+    run.validation = Flat()
+    assert run.run() == "finished" and run.progress.step == 6 and told.kinds()[-1] == "early-stop"
