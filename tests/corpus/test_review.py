@@ -43,7 +43,7 @@ def decide(taken: dict, record_id: str, accept: bool, who: str = "anna", **more)
 def build(taken: dict, out) -> tuple[dict, set[str], list]:
     """A release by all decisions: its card, the ids of its samples, and what was kept aside."""
     store = corpus_store()
-    card = release.build([entry(taken)], out, PARAMS, store, SALT, lambda line: None, review.read(store, review.pinned(store)))
+    card = release.build([entry(taken)], out, PARAMS, store, SALT, lambda line: None, decisions=review.read(store, review.pinned(store)))
     return card, {sample.id for sample in samples(out)}, shards.read_quarantine((out / "quarantine.parquet").read_bytes())
 
 
