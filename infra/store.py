@@ -54,7 +54,8 @@ class ObjectStore:
             aws_access_key_id=self.settings.s3_access_key,
             aws_secret_access_key=self.settings.s3_secret_key.get_secret_value(),
             region_name=self.settings.s3_region,
-            config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 4, "mode": "standard"}, s3={"addressing_style": "path"}),
+            # Four files at once, each large one in up to ten parts.
+            config=Config(connect_timeout=5, read_timeout=60, retries={"max_attempts": 4, "mode": "standard"}, s3={"addressing_style": "path"}, max_pool_connections=40),
         )
 
     @contextmanager
