@@ -34,6 +34,8 @@ class ModalityParams(_Section):
     disagrees: float = Field(0.6, gt=0, description="margin of the other modality from which a picture is kept aside")
     doubted: float = Field(0.4, gt=0, description="and from which a person should look at it")
     min_pictures: int = Field(20, ge=2, description="of a kind; fewer are not enough to know it")
+    recognised: float = Field(0.3, gt=0, le=1, description="share of a kind's pictures that must look like it; else it is not known")
+    confused: float = Field(0.05, ge=0, le=1, description="share of a kind's pictures that may look like another; if more do, the other is not judged by it")
     max_share: float = Field(0.2, gt=0, le=1, description="of a source's pictures; where more disagree, a person decides")
 
 

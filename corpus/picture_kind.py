@@ -68,7 +68,8 @@ def disagreements(table: pa.Table, params: ModalityParams) -> list[Verdict]:
     """Rows of an index whose picture looks like another modality than they name.
 
     A picture is judged by a classifier that has not seen its patient. Kinds of which there are fewer than
-    `params.min_pictures` are not known, and pictures that are called so are not judged. Where more than
+    `params.min_pictures`, or of which it recognises less than `params.recognised`, are not known: nothing is said of pictures
+    that are called so; nor of two kinds that it takes for each other. Where more than
     `params.max_share` of a source's pictures disagree it is the classifier that does not know them: no verdict is certain.
     """
     data = _Pictures.of(table)
@@ -80,10 +81,20 @@ def disagreements(table: pa.Table, params: ModalityParams) -> list[Verdict]:
     scores = _scores(data.features, data.fold, learned, data.kind[learned], len(data.kinds))
     best = np.argmax(scores, axis=1)
     margin = scores[np.arange(len(scores)), best] - scores[np.arange(len(scores)), data.kind]
-    suspect = known & (margin >= params.doubted)
+    trusted = _trusted(data.kind[data.first], best[data.first], params, len(data.kinds))
+    suspect = known & trusted[data.kind, best] & (margin >= params.doubted)
     share = np.bincount(data.source[suspect], minlength=len(data.source)) / np.maximum(1, np.bincount(data.source, minlength=len(data.source)))
     certain = (margin >= params.disagrees) & (share[data.source] <= params.max_share)
     return [Verdict(int(data.rows[i]), data.kinds[best[i]], round(float(margin[i]), 2), bool(certain[i])) for i in np.flatnonzero(suspect)]
+
+
+def _trusted(kind: np.ndarray, best: np.ndarray, params: ModalityParams, kinds: int) -> np.ndarray:
+    """Whether to believe that what is called one kind looks like another, [called, looks like]; by pictures that were not learned from."""
+    looks = np.zeros((kinds, kinds))
+    np.add.at(looks, (kind, best), 1)
+    looks /= np.maximum(1, looks.sum(axis=1, keepdims=True))
+    # Wrong labels make one kind look like others, but not those like it; kinds that cannot be told apart look like each other.
+    return (np.diag(looks) >= params.recognised)[:, None] & (looks.T <= params.confused)
 
 
 @dataclass(frozen=True)

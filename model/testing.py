@@ -16,7 +16,10 @@ def make_tiny(folder: str | Path, seed: int = 0, config: ModelConfig | None = No
 
     config = config or ModelConfig()
     generator = torch.Generator().manual_seed(seed)
-    model = UniMedVL(config)
+    # Layers draw their biases from the global generator when they are made.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = UniMedVL(config)
     model.initialise(generator)
     with torch.no_grad():
         for parameter in model.vae.parameters():

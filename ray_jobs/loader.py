@@ -25,6 +25,8 @@ from ray_jobs.plans import Planner
 AHEAD = 256
 # Samples in a row that may be unusable before the stage is told to have none.
 MOST_SKIPPED = 1000
+# A thread that still waits for a silent store when the loader is closed is left to itself after so long.
+CLOSE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -170,8 +172,9 @@ class Loader:
     def __init__(self, reader: ReleaseReader, planner: Planner, stage: StageParams, seed: int, numbers: Sequence[int], streams: int, prefetch: int = 2, known: frozenset[str] | None = None, split: str = "train"):
         mixture = Mixture(reader.index, reader.shards, stage, f"{seed}/{stage.name}", streams, split, known)
         self.stage, self.prefetch = stage, prefetch
-        self._streams = [Stream(reader, planner, stage, mixture, number) for number in numbers]
-        self._handed_out = self._states()
+        self._begin_streams = lambda: [Stream(reader, planner, stage, mixture, number) for number in numbers]
+        self._streams = self._begin_streams()
+        self._handed_out = _states(self._streams)
         self._thread: threading.Thread | None = None
         self._failed: BaseException | None = None
 
@@ -199,54 +202,54 @@ class Loader:
     def load_state_dict(self, states: dict[str, dict]) -> None:
         """Go on from a state; states of other workers' streams are passed over."""
         self.close()
-        self._failed = None
+        # New ones: the thread that was closed may still be at work on its own.
+        self._failed, self._streams = None, self._begin_streams()
         for stream in self._streams:
             stream.restore(StreamState.from_json(states[stream.name]))
-        self._handed_out = self._states()
+        self._handed_out = _states(self._streams)
 
     def close(self) -> None:
         """End the thread. What it made ahead is forgotten: `load_state_dict` alone makes the loader useful again."""
         if self._thread is not None:
             self._ending.set()
-            while self._thread.is_alive():
-                try:
-                    self._queue.get(timeout=0.05)
-                except queue.Empty:
-                    pass
+            self._thread.join(CLOSE_S)
             self._thread = None
 
     def _begin(self) -> None:
         self._queue: queue.Queue = queue.Queue(self.prefetch)
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._make, args=(torch.get_num_threads(),), daemon=True, name="loader")
+        self._thread = threading.Thread(target=self._make, args=(torch.get_num_threads(), self._queue, self._ending), daemon=True, name="loader")
         self._thread.start()
 
-    def _make(self, threads: int) -> None:
+    def _make(self, threads: int, made: queue.Queue, ending: threading.Event) -> None:
         # Every thread starts with as many as there are cores.
         torch.set_num_threads(threads)
-        while not self._ending.is_set():
+        streams = self._streams
+        while not ending.is_set():
             try:
-                self._hand_over(self._batch())
+                _hand_over(self._batch(streams), made, ending)
             except BaseException as error:
-                self._hand_over(error)
+                _hand_over(error, made, ending)
                 return
 
-    def _hand_over(self, made: object) -> None:
-        while not self._ending.is_set():
-            try:
-                self._queue.put(made, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def _batch(self) -> Batch:
+    def _batch(self, streams: list[Stream]) -> Batch:
         packs, drawn, skipped = {}, [], []
-        for stream in self._streams:
+        for stream in streams:
             packs[stream.name], keys = stream.next_pack()
             drawn += keys
             skipped, stream.skipped = skipped + stream.skipped, []
         tokens = sum(made.length for made in packs.values())
-        return Batch(packs, drawn, self._states(), skipped, tokens, self.stage.tokens_per_pack * len(packs))
+        return Batch(packs, drawn, _states(streams), skipped, tokens, self.stage.tokens_per_pack * len(packs))
 
-    def _states(self) -> dict[str, dict]:
-        return {stream.name: stream.state().to_json() for stream in self._streams}
+
+def _states(streams: list[Stream]) -> dict[str, dict]:
+    return {stream.name: stream.state().to_json() for stream in streams}
+
+
+def _hand_over(batch: object, made: queue.Queue, ending: threading.Event) -> None:
+    while not ending.is_set():
+        try:
+            made.put(batch, timeout=0.1)
+            return
+        except queue.Full:
+            continue

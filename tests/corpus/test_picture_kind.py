@@ -55,6 +55,13 @@ def test_a_source_of_its_own_kind_is_for_a_person(rows):
     assert not judged([row | {"modality": "OCT"} if i == 0 else row for i, row in enumerate(rows)]).get(0)
 
 
+def test_of_kinds_that_look_the_same_nothing_is_said(rows):
+    """Labels that no picture bears out: half of the chests are called otherwise."""
+    rng, chests = np.random.default_rng(1), [row for row in rows if row["modality"] == "CXR"]
+    mixed = [row | {"modality": str(rng.choice(["CT", "MRI"], p=[0.7, 0.3]))} for row in chests]
+    assert not judged(mixed)
+
+
 def test_equal_indexes_give_equal_verdicts_and_nothing_gives_none(rows):
     assert judged(rows) == judged(rows)
     assert judged([]) == {} and judged([row | {"features": None} for row in rows[:40]]) == {}

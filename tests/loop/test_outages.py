@@ -64,6 +64,7 @@ def kill_tree(process: psutil.Process) -> None:
     process.wait(timeout=10)
 
 
+@pytest.mark.timeout(900, func_only=True)
 def test_outage_notice_and_the_death_of_the_cluster_leave_no_trace_in_the_weights(inputs, stack):
     undisturbed = run_job(JobSpec("calm", "ray_jobs.train", inputs), on_log=lambda line: None).result
     spec = JobSpec("storm", "ray_jobs.train", inputs)

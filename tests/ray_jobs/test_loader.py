@@ -195,10 +195,25 @@ def test_a_store_that_is_away_is_waited_for(s3, record, model, tmp_path):
 
 def test_a_store_that_stays_away_is_told(s3, record, model, tmp_path):
     wire = Wire(s3)
-    lost = begin(record, tmp_path, model, minutes=0.02, store=corpus_store_at(wire))
+    lost = begin(record, tmp_path, model, minutes=0, store=corpus_store_at(wire))
     wire.cut()
     with pytest.raises(StoreUnavailable, match="does not answer"):
         taken(lost, 1)
+
+
+def test_a_silent_store_does_not_keep_a_loader_from_closing(s3, record, model, tmp_path):
+    wire = Wire(s3)
+    away = begin(record, tmp_path, model, minutes=5, store=corpus_store_at(wire))
+    start = away.state_dict()
+    wire.cut()
+    away._begin()
+    begun = time.monotonic()
+    away.close()
+    assert time.monotonic() - begun < 8
+    away.load_state_dict(start)
+    wire.mend()
+    assert seen(taken(away, 1)) == seen(taken(begin(record, tmp_path / "b", model), 1))
+    wire.cut()
 
 
 def corpus_store_at(wire: Wire):
@@ -279,3 +294,24 @@ def test_packs_are_full_of_real_tokens(s3, model, tmp_path, tokens):
     assert all(pack.length <= tokens for batch in batches for pack in batch.packs.values())
     assert all(batch.tokens == sum(pack.length for pack in batch.packs.values()) and batch.capacity == 2 * tokens for batch in batches)
     assert sum(batch.tokens for batch in batches) / sum(batch.capacity for batch in batches) >= 0.97
+
+
+def test_the_real_mixture_fills_packs(s3, shared_data, model, tmp_path):
+    """Phantoms, MedNIST and UniMed-real in the published last stage's mixture, at a small, the usual and the published budget."""
+    from corpus import quality
+    from corpus.params import PhantomParams, QualityParams
+    from corpus.phantoms import mini
+    from corpus.readers import records
+    from corpus.readers.source import Source
+    from corpus.record import Rejection
+
+    read = [r for name in ("mednist", "unimed-real") for r in list(records.read(Source(shared_data / name, name)))[::20] if not isinstance(r, Rejection)]
+    looked_at = [quality.examine(r, QualityParams(max_side=256), b"salt") for r in read]
+    samples = [*mini.samples(PhantomParams(patients_per_modality=4, images_per_patient=1, image_size=64), b"salt"), *(s for found in looked_at if not isinstance(found, Rejection) for s in found)]
+    made = publish(samples, corpus_store(), rows=100)
+    stage = STAGE.model_copy(update={"lookahead": 32, "mixture": {"text": 3, "generation": 35, "understanding": 37, "interleaved": 25}, "dropout": Dropout()})
+    planner, opened = Planner(model, stage), reader(made, tmp_path)
+    for tokens, steps in ((512, 10), (1024, 10), (18000, 2)):
+        budget = stage.model_copy(update={"tokens_per_pack": tokens})
+        batches = taken(Loader(opened, planner, budget, 5, [0], 1), steps)
+        assert sum(batch.tokens for batch in batches) / sum(batch.capacity for batch in batches) >= 0.97
