@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image as Pillow
+from threadpoolctl import threadpool_limits
 
 from corpus import index
 from corpus.index import FEATURES
@@ -78,7 +79,9 @@ def disagreements(table: pa.Table, params: ModalityParams) -> list[Verdict]:
     if enough.sum() < 2:
         return []
     learned = data.learned(known)
-    scores = _scores(data.features, data.fold, learned, data.kind[learned], len(data.kinds))
+    # One thread: the matrices are small, and threads that wait for a busy core take many times as long.
+    with threadpool_limits(1, "blas"):
+        scores = _scores(data.features, data.fold, learned, data.kind[learned], len(data.kinds))
     best = np.argmax(scores, axis=1)
     margin = scores[np.arange(len(scores)), best] - scores[np.arange(len(scores)), data.kind]
     trusted = _trusted(data.kind[data.first], best[data.first], params, len(data.kinds))
