@@ -46,7 +46,7 @@ class _Field:
         self.folder, self.count, self.turn, settings = folder, count, 0, get_settings()
         # Peers live in an environment of their own, over this one's packages.
         self.python = os.environ.get("BENCH_PEERS", sys.executable)
-        self.environment = os.environ | {"S3_ENDPOINT_URL": settings.s3_endpoint, "AWS_ALLOW_HTTP": "true"}
+        self.environment = os.environ | {"S3_ENDPOINT_URL": settings.s3_endpoint}
         self.remote = f"s3://{settings.bucket_corpus}/peers"
         self.known = {"endpoint": settings.s3_endpoint, "pictures": str(folder / SOURCE / "images"), "count": count, "question": QUESTION, "release": self._release()}
 

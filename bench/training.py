@@ -32,7 +32,7 @@ def measure(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         if quick:
             return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False), *loading(Path(folder), 60, 1, peers=False)], FEW)
-        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=200, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
 
 
 def stages(folder: Path, steps: int, repeats: int, ray: bool) -> list[Row]:
