@@ -24,6 +24,7 @@ from PIL import Image
 from bench.rows import Row, report
 
 MODALITIES, SPLITS = ("CT", "MRI", "CXR"), ("train", "train", "train", "val", "test")
+FEW = {"phantoms": {"patients_per_modality": 10}, "expectations": {"modalities": list(MODALITIES), "min_per_modality": 10, "min_per_split": 5}}
 DVC = "dvc add, dvc push of files"
 Found = TypeVar("Found")
 
@@ -36,10 +37,10 @@ def measure(quick: bool) -> list[Row]:
         return with_store(Path(folder), lambda: [*(take_in() for take_in in sources), *releasing(Path(folder), 300 if quick else 20_000)])
 
 
-def with_store(folder: Path, work: Callable[[], Found]) -> Found:
-    """Run `work` with an object store of its own."""
+def with_store(folder: Path, work: Callable[[], Found], corpus: dict = FEW, services: tuple[str, ...] = ("s3",)) -> Found:
+    """Run `work` with an object store of its own, and what else of the stack it needs; `corpus` is that section of the profile."""
     params = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
-    params["corpus"] = {"phantoms": {"patients_per_modality": 10}, "expectations": {"modalities": list(MODALITIES), "min_per_modality": 10, "min_per_split": 5}}
+    params["corpus"] = corpus
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     os.environ |= {"UNIMED_STATE_DIR": str(folder / "state"), "UNIMED_PARAMS_FILE": str(folder / "params.yaml")}
     from infra.settings import get_settings
@@ -47,7 +48,7 @@ def with_store(folder: Path, work: Callable[[], Found]) -> Found:
 
     get_settings.cache_clear()
     try:
-        Stack().up(services=["s3"])
+        Stack().up(services=services)
         get_settings().export()
         return work()
     finally:

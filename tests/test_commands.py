@@ -28,11 +28,12 @@ def test_a_share_of_the_steps_is_a_share(share):
     assert run("flows.cli", "retrain", "--share", share).returncode == 2
 
 
-def test_the_network_bench_prints_rows():
-    done = run("bench.network", "--quick", "--json")
+@pytest.mark.parametrize("bench, count", [("network", 4), ("training", 4)])
+def test_a_bench_prints_rows(bench, count):
+    done = run(f"bench.{bench}", "--quick", "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    assert len(rows) == 4
+    assert len(rows) == count
     for row in rows:
         assert set(row) == {"name", "value", "unit", "peer", "peer_value", "ratio", "goal", "met"}
         assert row["ratio"] == pytest.approx(row["value"] / row["peer_value"]) and row["met"] == (row["ratio"] >= row["goal"])

@@ -1,0 +1,131 @@
+"""Training's speed around the network: `python -m bench.training`.
+
+Loading is measured beside peers and a bare loop (bench/loading.py). Everything else is the tiny profile's first stage on
+UniMed-mini, without validation: on one worker and on two, without Ray and under Ray Train, in turns. Times are those of the
+run's own log, after its first line. A real object store and Ray run for as long as the benchmark does.
+
+Peers are found in the environment whose Python BENCH_PEERS names (bench/requirements.txt); without them the bare loop
+remains. `--quick` leaves out peers, Ray and the second worker.
+"""
+
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+
+from bench.corpus import FEW, with_store
+from bench.loading import loading
+from bench.rows import Row, report
+
+ROOT = Path(__file__).resolve().parent.parent
+LOG_EVERY = 10
+
+
+def measure(quick: bool) -> list[Row]:
+    """All rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        if quick:
+            return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False), *loading(Path(folder), 60, 1, peers=False)], FEW)
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
+
+
+def stages(folder: Path, steps: int, repeats: int, ray: bool) -> list[Row]:
+    """What a step waits for, what a checkpoint and a restart cost, what Ray and a second worker change."""
+    bench = _Stages(folder, steps)
+    kinds = {"alone": bench.alone, **({"ray": bench.under_ray, "two": bench.two} if ray else {})}
+    runs = {kind: [] for kind in kinds}
+    for turn in range(repeats):
+        for kind, run in kinds.items():
+            runs[kind].append(run(f"{kind}-{turn}"))
+    one = {name: statistics.median(run[name] for run in runs["alone"]) for name in runs["alone"][0]}
+    rows = [
+        Row("share of step time not waiting for data", 1 - one["wait"], "of 1", "a step that never waits", 1.0, goal=0.99),
+        Row("share of training not stalled by checkpoints", 1 - one["stall"], "of 1", "training that never saves", 1.0, goal=0.99),
+        Row("resume, to the end of the first step", 1 / statistics.median(bench.resume(turn) for turn in range(repeats)), "1/s", "10 s", 0.1, goal=1.0),
+    ]
+    if ray:
+        under, two = (statistics.median(run["rate"] for run in runs[kind]) for kind in ("ray", "two"))
+        rows.append(Row("steps under Ray Train, one worker", under, "tokens/s", "the bare loop", one["rate"], goal=0.97))
+        rows.append(Row("two workers", two, "tokens/s", "one worker", one["rate"], goal=1.7))
+    return rows
+
+
+class _Stages:
+    """Runs of the first stage from one starting point, each told by its log: {wait, stall, rate}."""
+
+    def __init__(self, folder: Path, steps: int):
+        from flows.release_corpus import make_release
+        from ray_jobs import bootstrap
+        from ray_jobs.params import find_profile, load_params
+
+        self.folder, self.steps = folder, steps
+        self.params = load_params(find_profile("tiny"))
+        self.release = make_release(force=False, on_line=lambda line: None)["tag"]
+        # The VAE's quality changes no time.
+        begin = self.params.bootstrap.model_copy(update={"vae_steps": 1})
+        with redirect_stdout(sys.stderr):
+            self.begin = bootstrap.run({"release": self.release, "model": self.params.model.model_dump(), "bootstrap": begin.model_dump(), "threads": 1, "seed": 1})
+
+    def alone(self, name: str) -> dict:
+        self._bare(name, 1, self._inputs(name, 1))
+        return self._told(name)
+
+    def two(self, name: str) -> dict:
+        self._bare(name, 2, self._inputs(name, 2))
+        return self._told(name)
+
+    def under_ray(self, name: str) -> dict:
+        file = self.folder / f"{name}.json"
+        file.write_text(json.dumps(self._inputs(name, 1)))
+        _finished([subprocess.Popen([sys.executable, "-m", "ray_jobs.train", "--inputs", str(file)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)])
+        return self._told(f"{name}-alone")
+
+    def resume(self, turn: int) -> float:
+        """Seconds that going on from a checkpoint takes to the end of its first step, beyond those that beginning takes."""
+        name = f"resume-{turn}"
+        inputs = self._inputs(name, 1, log_every=1)
+        begun, resumed = (self._bare(name, 1, inputs, steps) for steps in (10, 1))
+        return max(resumed - begun, 0.01)
+
+    def _inputs(self, name: str, workers: int, log_every: int = LOG_EVERY) -> dict:
+        # One line more than is counted: the first holds the start.
+        stage = self.params.curriculum[0].model_copy(update={"name": name, "steps": self.steps + LOG_EVERY, "evaluate_every": None})
+        training = self.params.training.model_copy(update={"workers": workers, "log_every": log_every})
+        return {"release": self.release, "start": self.begin, "stage": stage.model_dump(), "training": training.model_dump(), "seed": self.params.seed}
+
+    def _bare(self, run: str, workers: int, inputs: dict, steps: int = 0) -> float:
+        """Run without Ray, to the end or for some steps; the first worker's seconds to its first log line."""
+        plan = json.dumps({"run": run, "inputs": inputs, "steps": steps, "scratch": str(self.folder / "scratch")})
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        command = [sys.executable, "-m", "bench.stage_worker"]
+        started = [subprocess.Popen([*command, str(rank), str(workers), port, plan], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(workers)]
+        return json.loads(_finished(started)[0].splitlines()[-1])["first"]
+
+    def _told(self, run: str) -> dict:
+        from ray_jobs import run_log
+
+        rows = run_log.read(run).metrics
+        elapsed = np.diff(rows["seconds"])
+        stall, wait, rate = (rows[name].to_numpy()[1:] for name in ("stall", "wait", "tokens_per_s"))
+        return {"wait": float(np.average(wait, weights=elapsed * (1 - stall))), "stall": float(np.average(stall, weights=elapsed)), "rate": float(np.median(rate))}
+
+
+def _finished(processes: list[subprocess.Popen]) -> list[str]:
+    """What they print. Raises RuntimeError when one fails."""
+    said = [process.communicate(timeout=400)[0] for process in processes]
+    for process, text in zip(processes, said):
+        if process.returncode:
+            raise RuntimeError(text[-3000:])
+    return said
+
+
+if __name__ == "__main__":
+    report(__doc__, measure)
