@@ -7,7 +7,7 @@ import torch
 
 from infra.records import utc_now
 from model.config import ModelConfig
-from model.curriculum import StageParams, TrainingParams
+from model.curriculum import StageParams
 from model.plan import training_flops
 from ray_jobs.place import Place
 from ray_jobs.step import Outcome
@@ -20,8 +20,8 @@ TOLD = ("step", "ce", "mse", "lr", "grad_norm")
 class Meter:
     """Sums since the last line. The history keeps what is the same however often a run was killed."""
 
-    def __init__(self, config: ModelConfig, stage: StageParams, training: TrainingParams, place: Place, seconds: float):
-        self.config, self.stage, self.training, self.place = config, stage, training, place
+    def __init__(self, config: ModelConfig, stage: StageParams, place: Place, seconds: float):
+        self.config, self.stage, self.place = config, stage, place
         self.peak = place.workers * peak_flops(place.device.type)
         self.before, self.begun = seconds, time.perf_counter()
         self._restart()
@@ -43,6 +43,10 @@ class Meter:
             self.good += 1
         self.steps += 1
         self.mark = time.perf_counter()
+
+    def go_on_from(self, sums: list[float], good: int) -> None:
+        """Take up the sums that a checkpoint holds."""
+        self.sums, self.good = list(sums), good
 
     def paused(self, seconds: float) -> None:
         """Time that was neither work nor waiting for data: a save, a validation."""

@@ -59,7 +59,8 @@ class StageRun:
     def run(self) -> Ending:
         """Train; returns how it ended. Whatever the end, the last checkpoint is committed then."""
         self._resume()
-        self.meter = Meter(self.stepper.model.config, self.stage, self.training, self.place, self.progress.seconds)
+        self.meter = Meter(self.stepper.model.config, self.stage, self.place, self.progress.seconds)
+        self.meter.go_on_from(self.progress.sums, self.progress.good)
         try:
             return self._steps()
         finally:
@@ -127,6 +128,7 @@ class StageRun:
         begun = time.perf_counter()
         self._tell_seen()
         self.progress.seconds, self.progress.rolled_back_to = self.meter.seconds, None
+        self.progress.sums, self.progress.good = list(self.meter.sums), self.meter.good
         self.checkpoints.save(self.progress.step, self.state.tensors(), self.progress.to_json(), self.loader.state_dict())
         self.meter.paused(time.perf_counter() - begun)
 
@@ -160,6 +162,7 @@ class StageRun:
         then.rollbacks, then.rolled_back_to, then.seconds = now.rollbacks + 1, then.step, self.meter.seconds
         then.watchdog.skipped = now.watchdog.skipped
         self.state.progress = then
+        self.meter.go_on_from(then.sums, then.good)
         self._tell("rolled-back", f"from step {now.step} to {then.step}, with new data")
         return True
 

@@ -37,7 +37,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, undisturbed, tmp_path):
     assert in_store("stopped")[0].startswith("00000007") and told.kinds() == ["stopped"]
     second, told = start(tiny, "stopped", tmp_path)
     assert second.run() == "finished" and told.events[0][:2] == (7, "resumed")
-    assert same(learned(second), undisturbed[0]) and [row["step"] for row in second.progress.history] == [2, 4, 6, 8, 10, 12]
+    assert same(learned(second), undisturbed[0]) and second.progress.history == undisturbed[1]
     assert not list(tmp_path.rglob("*.safetensors")), "nothing stays on this machine"
 
 
@@ -45,7 +45,7 @@ def test_a_run_that_vanished_repeats_its_last_steps(tiny, undisturbed, tmp_path)
     """As after SIGKILL: nothing is said or saved at the end."""
     first, _ = start(tiny, "vanished", tmp_path)
     first._resume()
-    first.meter = Meter(first.stepper.model.config, STAGE, TRAINING, first.place, 0.0)
+    first.meter = Meter(first.stepper.model.config, STAGE, first.place, 0.0)
     for _ in range(6):
         batch = next(first.loader)
         first.meter.loaded(batch)
