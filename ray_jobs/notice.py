@@ -1,20 +1,14 @@
-"""Notice that a worker is to end: it then saves, commits and ends well.
+"""Notice that a stage is to end: it then saves, commits and ends well.
 
-Three ways lead here: SIGTERM to a training worker, SIGTERM to the job's own process (`ray job stop`, a
-scheduler), and a node that Ray is draining, where Ray starts the run again elsewhere.
+It comes as SIGTERM to the job's own process (`ray job stop`, a scheduler), which rings a bell that the workers hear; or as a
+node that Ray is draining, where Ray starts the run again elsewhere. SIGTERM to a worker itself is taken by Ray, which ends it.
 """
 
-import signal
 import threading
 import time
 
 POLL_S = 1.0
 _told = threading.Event()
-
-
-def listen() -> None:
-    """Take SIGTERM as notice. Runs in a worker's main thread when its process starts, the only place where that can be said."""
-    signal.signal(signal.SIGTERM, lambda number, frame: _told.set())
 
 
 class Bell:

@@ -68,7 +68,7 @@ def _fit(inputs: dict, run: str) -> None:
 
     training = TrainingParams(**inputs["training"])
     if not ray.is_initialized():
-        ray.init(address="auto", log_to_driver=True, runtime_env={"worker_process_setup_hook": "ray_jobs.notice.listen"})
+        ray.init(address="auto", log_to_driver=True)
     bell = ray.remote(num_cpus=0)(Bell).remote()
     signal.signal(signal.SIGTERM, lambda number, frame: bell.ring.remote())
     fewest = training.min_workers or training.workers
