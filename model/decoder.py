@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import KVCache, Layout, attend
+from model.attention import KVCache, Layout, attend, remember
 from model.config import LLMConfig
 from model.gate import gated
 from model.norm import RMSNorm, normed_and_turned
 from model.positions import rotary
 from model.products import Together
+
+
+# cos and sin (`rotary`) of each expert's tokens.
+Angles = Sequence[tuple[Tensor, Tensor]]
 
 
 def by_expert(x: Tensor, layout: Layout, und: Callable, gen: Callable):
@@ -50,22 +54,27 @@ class _Attention(nn.Module):
             self.add_module(f"k_norm{suffix}", RMSNorm(d, config.rms_norm_eps))
         self.qkv, self.qkv_moe_gen = (Together(*(self._modules[name + suffix] for name in ("q_proj", "k_proj", "v_proj"))) for suffix in ("", "_moe_gen"))
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layout: Layout, **cache) -> Tensor:
-        und, gen = zip(*((table[: layout.n_und], table[layout.n_und :]) for table in angles))
+    def forward(self, x: Tensor, angles: Angles, layout: Layout, only_keys: bool, **cache) -> Tensor | None:
+        """The result [n, hidden]; nothing with `only_keys`, which fills the cache and does no more."""
+        und, gen = angles
         qk, v = by_expert(
             x,
             layout,
             lambda x: self._heads(self.qkv(x), self.q_norm, self.k_norm, und),
             lambda x: self._heads(self.qkv_moe_gen(x), self.q_norm_moe_gen, self.k_norm_moe_gen, gen),
         )
-        q, k = qk.split([self.heads, self.kv_heads], dim=1)
+        q, k = qk.split_with_sizes([self.heads, self.kv_heads], dim=1)
+        if only_keys:
+            return remember(k, v, layout, **cache)
         return by_expert(attend(q, k, v, layout, **cache), layout, self.o_proj, self.o_proj_moe_gen)
 
     def _heads(self, qkv: Tensor, q_norm: RMSNorm, k_norm: RMSNorm, angles: Sequence[Tensor]) -> Sequence[Tensor]:
         """Queries and keys [n, heads + kv_heads, d], normed and turned, and values [n, kv_heads, d]."""
-        qk, v = qkv.view(len(qkv), self.heads + 2 * self.kv_heads, self.d).split([self.heads + self.kv_heads, self.kv_heads], dim=1)
+        qk, v = qkv.view(len(qkv), self.heads + 2 * self.kv_heads, self.d).split_with_sizes([self.heads + self.kv_heads, self.kv_heads], dim=1)
         weight = torch.cat([q_norm.weight.expand(self.heads, -1), k_norm.weight.expand(self.kv_heads, -1)])
-        return normed_and_turned(qk, weight, q_norm.eps, *(angle.to(qk.dtype) for angle in angles)), v
+        if angles[0].dtype is not qk.dtype:
+            angles = [angle.to(qk.dtype) for angle in angles]
+        return normed_and_turned(qk, weight, q_norm.eps, *angles), v
 
 
 class _MLP(nn.Module):
@@ -89,8 +98,11 @@ class _Layer(nn.Module):
             self.add_module(f"input_layernorm{suffix}", RMSNorm(config.hidden_size, config.rms_norm_eps))
             self.add_module(f"post_attention_layernorm{suffix}", RMSNorm(config.hidden_size, config.rms_norm_eps))
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layout: Layout, **cache) -> Tensor:
-        x = x + self.self_attn(by_expert(x, layout, self.input_layernorm, self.input_layernorm_moe_gen), angles, layout, **cache)
+    def forward(self, x: Tensor, angles: Angles, layout: Layout, only_keys: bool = False, **cache) -> Tensor:
+        attended = self.self_attn(by_expert(x, layout, self.input_layernorm, self.input_layernorm_moe_gen), angles, layout, only_keys, **cache)
+        if only_keys:
+            return x
+        x = x + attended
         h = by_expert(x, layout, self.post_attention_layernorm, self.post_attention_layernorm_moe_gen)
         return x + by_expert(h, layout, self.mlp, self.mlp_moe_gen)
 
@@ -105,26 +117,31 @@ class _Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, position_ids: Tensor, layout: Layout, cache: KVCache | None = None, start: int = 0) -> Tensor:
-        angles = rotary(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
+    def forward(self, x: Tensor, position_ids: Tensor, layout: Layout, cache: KVCache | None = None, start: int = 0, only_keys: bool = False) -> Tensor:
+        tables = rotary(position_ids, self.config.head_dim, self.config.rope_theta, x.dtype)
+        angles = tuple(zip(*(table.tensor_split([layout.n_und]) for table in tables)))
         for index, layer in enumerate(self.layers):
             if self.checkpointing and self.training:
                 x = checkpoint(layer, x, angles, layout, use_reentrant=False)
             else:
-                x = layer(x, angles, layout, cache=cache, layer=index, start=start)
+                # Nobody reads what the last layer makes of its keys.
+                x = layer(x, angles, layout, only_keys and layer is self.layers[-1], cache=cache, layer=index, start=start)
         return by_expert(x, layout, self.norm, self.norm_moe_gen)
 
 
 class LanguageModel(nn.Module):
-    """Hidden states [N, hidden] in expert order through all layers; `lm_head` turns them into logits."""
+    """Hidden states [N, hidden] in expert order through all layers; `lm_head` turns them into logits.
+
+    With `only_keys` the cache is filled and the states are of no use.
+    """
 
     def __init__(self, config: LLMConfig):
         super().__init__()
         self.model = _Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
-    def forward(self, x: Tensor, position_ids: Tensor, layout: Layout, cache: KVCache | None = None, start: int = 0) -> Tensor:
-        return self.model(x, position_ids, layout, cache, start)
+    def forward(self, x: Tensor, position_ids: Tensor, layout: Layout, cache: KVCache | None = None, start: int = 0, only_keys: bool = False) -> Tensor:
+        return self.model(x, position_ids, layout, cache, start, only_keys)
 
     def train(self, mode: bool = True) -> "LanguageModel":
         """As `nn.Module.train`; weights of products with one input are laid side by side, wherever they have come from."""

@@ -35,7 +35,8 @@ def _weighted(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     wide = x.float()
     size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     inverse = torch.addcmul(_constant(eps, x.device), size, size, value=1 / x.shape[-1]).rsqrt_()
-    return (wide * inverse).to(x.dtype).mul_(weight), inverse
+    y = wide * inverse
+    return (y if y.dtype is x.dtype else y.to(x.dtype)).mul_(weight), inverse
 
 
 @lru_cache

@@ -54,10 +54,12 @@ def _frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
 
 def apply_rotary(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Half-split rotation of x [n, heads, head_dim] by the angles of `rotary`. Not for recorded gradients."""
-    half = x.shape[-1] // 2
     turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], signed_sin[..., :half])
-    turned[..., half:].addcmul_(x[..., :half], signed_sin[..., half:])
+    first, second = turned.chunk(2, dim=-1)
+    ahead, behind = x.chunk(2, dim=-1)
+    for_first, for_second = signed_sin.chunk(2, dim=-1)
+    first.addcmul_(behind, for_first)
+    second.addcmul_(ahead, for_second)
     return turned
 
 

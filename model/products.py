@@ -25,7 +25,7 @@ class Together:
 
     def __init__(self, *layers: nn.Linear):
         self.layers = layers
-        self.widths = [layer.out_features for layer in layers]
+        self._held = [layer._parameters for layer in layers]
         self._joined: _Joined | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ class Together:
         return F.linear(x, joined.weight, joined.bias)
 
     def _parameters(self) -> list[nn.Parameter]:
-        weights = [layer.weight for layer in self.layers]
-        return weights if self.layers[0].bias is None else weights + [layer.bias for layer in self.layers]
+        # Each layer's own dictionary: asked for by name, a parameter takes as long as a small product.
+        return [p for name in ("weight", "bias") for held in self._held if (p := held[name]) is not None]
 
 
 class _Product(torch.autograd.Function):

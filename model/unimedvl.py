@@ -116,12 +116,15 @@ class UniMedVL(InferenceMixin, nn.Module):
         return shift * t / (1 + (shift - 1) * t)
 
     def hidden_states(self, pack: PackedSequence, latents: Tensor, t: Tensor, cache: KVCache | None = None, freeze_und: bool = False) -> tuple[Tensor, Tensor]:
-        """Last hidden states [N, hidden] in expert order, and `place` [N]: sequence index -> row of them."""
+        """Last hidden states [N, hidden] in expert order, and `place` [N]: sequence index -> row of them.
+
+        With a `cache` the pack is read into it, and the states are of no use.
+        """
         order = torch.cat([pack.text_indexes, pack.vit_indexes, pack.latent_indexes])
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         layout = self._layout(pack, order, cached=cache is not None, freeze_und=freeze_und)
         x = torch.cat([self.embed_text(pack.text_ids), self.embed_vit(pack), self.embed_latents(latents, t, pack.latent_position_ids)])
-        return self.language_model(x, pack.position_ids[order], layout, cache), place
+        return self.language_model(x, pack.position_ids[order], layout, cache, only_keys=cache is not None), place
 
     def _layout(self, pack: PackedSequence, order: Tensor, cached: bool, freeze_und: bool) -> Layout:
         like, n_und = self.language_model.lm_head.weight, len(pack.text_indexes) + len(pack.vit_indexes)
