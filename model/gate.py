@@ -30,5 +30,6 @@ class _Gate(torch.autograd.Function):
         found = torch.empty_like(gate_up)
         grad_gate, grad_up = found.chunk(2, dim=-1)
         torch.mul(grad, opened, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        torch.mul(grad, up, out=grad_gate)
+        torch.ops.aten.silu_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
         return found

@@ -50,8 +50,8 @@ def _weighted_backward(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor)
     """Gradients of x and of weight [..., d], which is shared by the leading dimensions that it lacks."""
     grad_wide, wide = grad.float(), x.float()
     shared = grad_wide * wide
-    along = (shared @ weight.float() if weight.ndim == 1 else torch.einsum("nhd,hd->nh", shared, weight.float())).unsqueeze(-1)
-    grad_weight = inverse.flatten() @ shared.flatten(0, -2) if weight.ndim == 1 else torch.einsum("nh,nhd->hd", inverse[..., 0], shared)
+    along = (shared @ weight.float() if weight.ndim == 1 else torch.linalg.vecdot(shared, weight.float())).unsqueeze(-1)
+    grad_weight = inverse.flatten() @ shared.flatten(0, -2) if weight.ndim == 1 else (shared * inverse).sum(0)
     grad_x = torch.mul(grad_wide, weight, out=shared).mul_(inverse)
     grad_x.addcmul_(wide, along.mul_(inverse.pow(3)).div_(-x.shape[-1]))
     return grad_x.to(x.dtype), grad_weight.to(weight.dtype)

@@ -1,6 +1,7 @@
 """One running stack for the whole suite, in a state folder of its own; nothing outlives the session."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,22 +22,32 @@ def state_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("state")
 
 
-@pytest.fixture(scope="session")
-def s3(state_dir):
-    """Settings with a real object store behind them."""
+@contextmanager
+def object_store(state_dir: Path):
+    """A real object store with its state in this folder; gives the settings that lead there, and afterwards the environment is as it was."""
     from infra.settings import get_settings
     from infra.stack import Stack
 
+    before = dict(os.environ)
     os.environ["UNIMED_STATE_DIR"] = str(state_dir)
     os.environ["UNIMED_PARAMS_FILE"] = str(REPO / "tests" / "params.yaml")
     get_settings.cache_clear()
-    stack = Stack()
     try:
-        stack.up(services=["s3"])
+        Stack().up(services=["s3"])
         get_settings().export()
         yield get_settings()
     finally:
         Stack().down()
+        os.environ.clear()
+        os.environ.update(before)
+        get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def s3(state_dir):
+    """Settings with a real object store behind them."""
+    with object_store(state_dir) as settings:
+        yield settings
 
 
 @pytest.fixture(scope="session")
