@@ -153,11 +153,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, cache: KVCache | Non
         from model import sparse_attention
 
         return sparse_attention.attend(q, k, v, layout.sparse)
+    if cache is not None and layout.slots is None and layout.blocks[0].width == 1:
+        return _attend_one_a_row(q, *cache.write(layer, start, k.unsqueeze(2), v.unsqueeze(2)), layout.blocks[0].mask)
     out = []
     for block, q, k, v in zip(layout.blocks, *(_spread(x, layout) for x in (q, k, v))):
         if cache is not None:
             k, v = cache.write(layer, start, k, v)
-        out.append(_one_query_a_row(q, k, v, block.mask) if block.width == 1 else _product(q, k, v, block.mask))
+        causal = block.mask is None
+        out.append(F.scaled_dot_product_attention(q, k, v, attn_mask=block.mask, is_causal=causal, enable_gqa=True).transpose(1, 2).flatten(0, 1))
     flat = out[0] if len(out) == 1 else torch.cat(out)
     return (flat if layout.slots is None else flat.index_select(0, layout.slots)).flatten(1)
 
@@ -168,15 +171,10 @@ def remember(k: Tensor, v: Tensor, layout: Layout, cache: KVCache, layer: int, s
     cache.write(layer, start, k, v)
 
 
-def _product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of a block, q [rows, heads, width, d]; [rows * width, heads, d]."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True).transpose(1, 2).flatten(0, 1)
-
-
-def _one_query_a_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """The same for a width of one, as in decoding: heads that share keys are as many queries of one head, so keys are read once."""
+def _attend_one_a_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """One query a row, q [rows, heads, d]: heads that share keys are as many queries of one head, so keys are read once."""
     shared = q.view(len(q), k.shape[1], -1, q.shape[-1])
-    return F.scaled_dot_product_attention(shared, k, v, attn_mask=mask).flatten(1, 2)
+    return F.scaled_dot_product_attention(shared, k, v, attn_mask=mask).flatten(1)
 
 
 def _spread(x: Tensor, layout: Layout) -> list[Tensor]:
