@@ -1,4 +1,4 @@
-"""`unimed train`: what training runs tell of themselves."""
+"""`unimed train`: what training runs tell of themselves, and an end to one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +53,19 @@ def train_which(name: Annotated[str, typer.Argument(metavar="RUN", help=RUN)], s
     found = run_log.samples_of(run, step)
     rows = [[sample["stream"], sample["position"], sample["sample"]] for sample in found]
     console.show({"run": run, "step": step, "samples": found}, json, lambda: f"{run}, step {step}: {len(rows)} samples\n\n" + console.table(["stream", "position", "sample"], rows))
+
+
+@app.command("stop")
+def train_stop(name: Annotated[str, typer.Argument(metavar="RUN", help=RUN)], json: Json = False) -> None:
+    """Tell a run to save what it has and end; the command that started it goes on from there."""
+    console.needs_stack()
+    from infra.jobs import stop_job
+    from ray_jobs import run_log
+
+    run = run_log.find(name)
+    console.progress(f"{run} is told to stop; it saves after the step at hand")
+    how = "stopped" if stop_job(run) else "not running"
+    console.show({"run": run, "how": how}, json, lambda: f"{run}: {how}")
 
 
 def _as_json(run) -> dict:

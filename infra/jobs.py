@@ -88,6 +88,27 @@ def run_job(spec: JobSpec, on_log: Callable[[str], None] = print, force: bool = 
     return JobOutcome(_collect(client, spec, attempt), how, attempt, time.perf_counter() - begun)
 
 
+def stop_job(job: str, timeout_s: float = 180) -> bool:
+    """Tell a job's running attempt to stop (SIGTERM), and wait until it has ended; whether one was running.
+
+    Raises:
+        TimeoutError: it was told, and had not ended in time.
+    """
+    client, end = _client(), time.monotonic() + timeout_s
+    running = [attempt.submission_id for attempt in _attempts(client, job) if not attempt.status.is_terminal()]
+    for attempt in running:
+        client.stop_job(attempt)
+        while not client.get_job_status(attempt).is_terminal():
+            if time.monotonic() > end:
+                raise TimeoutError(f"job {attempt} was told to stop and still runs after {timeout_s:.0f} s; its log: `ray job logs {attempt}`")
+            time.sleep(POLL_S)
+    return bool(running)
+
+
+def _attempts(client, job: str) -> list:
+    return [attempt for attempt in client.list_jobs() if (attempt.metadata or {}).get("job") == job]
+
+
 def _client():
     settings = get_settings()
     settings.export()
@@ -105,7 +126,7 @@ def _submit_or_attach(client, spec: JobSpec) -> tuple[str, str]:
     Ray may still be writing the end of an attempt that was killed, so its id is not used again: the first
     attempt carries the step's own id, later ones a number behind it.
     """
-    attempts = [job for job in client.list_jobs() if (job.metadata or {}).get("job") == spec.submission_id]
+    attempts = _attempts(client, spec.submission_id)
     for job in attempts:
         if not job.status.is_terminal():
             return job.submission_id, "attached"

@@ -1,12 +1,15 @@
-"""A stage that is disturbed by what surrounds it: the object store goes away, a worker is told to end."""
+"""A stage that is disturbed by what surrounds it: the store goes away, a worker or the job is told to end, the cluster dies."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
 
 import psutil
 import pytest
 
-from infra.jobs import JobSpec, run_job
+from infra.jobs import JobCancelled, JobSpec, run_job
 from infra.stack import Stack
 from infra.store import StoreUnavailable, log_store, model_store
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
@@ -54,6 +57,10 @@ class Running(threading.Thread):
         return self.outcome
 
 
+def newest(spec: JobSpec) -> int:
+    return max(int(name.split("-")[0]) for name in committed(model_store(), checkpoints_prefix(spec.submission_id)))
+
+
 def workers() -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
 
@@ -64,9 +71,14 @@ def kill_tree(process: psutil.Process) -> None:
     process.wait(timeout=10)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(inputs) -> dict:
+    """What the stage gives when nothing happens."""
+    return run_job(JobSpec("calm", "ray_jobs.train", inputs), on_log=lambda line: None).result
+
+
 @pytest.mark.timeout(900, func_only=True)
-def test_an_outage_and_a_terminated_worker_leave_no_trace_in_the_weights(inputs, stack):
-    undisturbed = run_job(JobSpec("calm", "ray_jobs.train", inputs), on_log=lambda line: None).result
+def test_an_outage_and_a_terminated_worker_leave_no_trace_in_the_weights(inputs, undisturbed, stack):
     running = Running(JobSpec("storm", "ray_jobs.train", inputs))
     running.until_committed(10)
     kill_tree(stack._process("s3"))
@@ -77,3 +89,24 @@ def test_an_outage_and_a_terminated_worker_leave_no_trace_in_the_weights(inputs,
     result = running.ended()
     assert not isinstance(result, Exception), result
     assert result["content_hash"] == undisturbed["content_hash"]
+
+
+@pytest.mark.timeout(900, func_only=True)
+def test_a_run_that_was_stopped_and_lost_its_cluster_ends_with_the_same_weights(inputs, undisturbed, stack):
+    spec = JobSpec("told", "ray_jobs.train", inputs)
+    running = Running(spec)
+    running.until_committed(10)
+    stopped = subprocess.run([sys.executable, "-m", "flows.cli", "train", "stop", spec.submission_id, "--json"], capture_output=True, text=True, timeout=240)
+    assert stopped.returncode == 0 and json.loads(stopped.stdout)["how"] == "stopped", stopped.stderr[-2000:]
+    assert isinstance(running.ended(), JobCancelled)
+    left = newest(spec)
+    assert any(f"stopped at step {left} and saved it" in line for line in running.lines), running.lines[-5:]
+
+    running = Running(spec)
+    running.until_committed(left + 20)
+    kill_tree(stack._process("ray"))
+    assert isinstance(running.ended(), Exception)
+    Stack().up()
+    result = run_job(spec, on_log=lambda line: None).result
+    assert result["content_hash"] == undisturbed["content_hash"]
+    assert result["history"] == undisturbed["history"]
