@@ -28,7 +28,7 @@ SHARD = 25_000
 
 def measure(quick: bool) -> dict:
     """{releases: [a size each], files: [a size each], projected: {…}}, in seconds and MB."""
-    sizes, files = ((1000, 2000, 3000), (100, 200, 300)) if quick else (SIZES, FILES)
+    sizes, files = ((500, 1000), (100, 200)) if quick else (SIZES, FILES)
     with tempfile.TemporaryDirectory() as folder:
         found = with_store(Path(folder), lambda: {"releases": [_releases(size) for size in sizes], "files": [_files(Path(folder), count) for count in files]})
     return found | {"projected": project(found["releases"], found["files"])}

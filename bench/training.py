@@ -31,13 +31,14 @@ def measure(quick: bool) -> list[Row]:
     """All rows."""
     with tempfile.TemporaryDirectory() as folder:
         if quick:
-            return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False), *loading(Path(folder), 60, 1, peers=False)], FEW)
+            small = {"tokens_per_pack": 256}
+            return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False, stage=small), *loading(Path(folder), 60, 1, peers=False)], FEW)
         return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
 
 
-def stages(folder: Path, steps: int, repeats: int, ray: bool) -> list[Row]:
-    """What a step waits for, what a checkpoint and a restart cost, what Ray and a second worker change."""
-    bench = _Stages(folder, steps)
+def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict | None = None) -> list[Row]:
+    """What a step waits for, what a checkpoint and a restart cost, what Ray and a second worker change; `stage` is what differs from the profile's."""
+    bench = _Stages(folder, steps, stage or {})
     kinds = {"alone": bench.alone, **({"ray": bench.under_ray, "two": bench.two} if ray else {})}
     runs = {kind: [] for kind in kinds}
     for turn in range(repeats):
@@ -59,12 +60,12 @@ def stages(folder: Path, steps: int, repeats: int, ray: bool) -> list[Row]:
 class _Stages:
     """Runs of the first stage from one starting point, each told by its log: {wait, stall, rate}."""
 
-    def __init__(self, folder: Path, steps: int):
+    def __init__(self, folder: Path, steps: int, stage: dict):
         from flows.release_corpus import make_release
         from ray_jobs import bootstrap
         from ray_jobs.params import find_profile, load_params
 
-        self.folder, self.steps = folder, steps
+        self.folder, self.steps, self.stage = folder, steps, stage
         self.params = load_params(find_profile("tiny"))
         self.release = make_release(force=False, on_line=lambda line: None)["tag"]
         # The VAE's quality changes no time.
@@ -95,7 +96,7 @@ class _Stages:
 
     def _inputs(self, name: str, workers: int, log_every: int = LOG_EVERY) -> dict:
         # One line more than is counted: the first holds the start.
-        stage = self.params.curriculum[0].model_copy(update={"name": name, "steps": self.steps + LOG_EVERY, "evaluate_every": None})
+        stage = self.params.curriculum[0].model_copy(update={"name": name, "steps": self.steps + LOG_EVERY, "evaluate_every": None} | self.stage)
         training = self.params.training.model_copy(update={"workers": workers, "log_every": log_every})
         return {"release": self.release, "start": self.begin, "stage": stage.model_dump(), "training": training.model_dump(), "seed": self.params.seed}
 

@@ -43,7 +43,7 @@ def test_the_scale_bench_measures_and_projects(tmp_path):
     done = run("bench.corpus_scale", "--quick", "--save", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [r["records"] for r in found["releases"]] == [1000, 2000, 3000] and found["releases"][0]["peak_mb"] > 50
+    assert [r["records"] for r in found["releases"]] == [500, 1000] and found["releases"][0]["peak_mb"] > 50
     assert found["projected"]["records"] == 5_600_000 and found["projected"]["no_op_cpu_s"] > 0 and found["commit"]
 
 
