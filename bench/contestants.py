@@ -68,7 +68,7 @@ def webdataset(plan: dict) -> Callable[[], int]:
     import webdataset as wds
 
     def read() -> int:
-        data = wds.WebDataset(plan["urls"], shardshuffle=len(plan["urls"]), seed=plan["seed"]).shuffle(256).map(lambda sample: decoded(sample["jpg"])).batched(BATCH)
+        data = wds.WebDataset(plan["urls"], shardshuffle=len(plan["urls"]), seed=plan["seed"]).shuffle(256).map(lambda sample: decoded(sample["jpg"])).batched(BATCH, collation_fn=torch.stack)
         return _count(wds.WebLoader(data, batch_size=None, num_workers=2))
 
     return read
