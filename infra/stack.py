@@ -144,7 +144,7 @@ class Stack:
         command += [f"-master.port={port['master']}", f"-volume.port={port['volume']}", f"-filer.port={port['filer']}"]
         self._spawn("s3", command)
         for bucket in self.settings.buckets:
-            self._until("s3", lambda b=bucket: ObjectStore(b, self.settings).create_bucket() or True, 60)
+            self._until("s3", lambda b=bucket: _takes_writes(ObjectStore(b, self.settings)), 60)
 
     def _start_prefect(self) -> None:
         port = self._ports["prefect"]
@@ -272,6 +272,14 @@ def _answers(url: str, headers: dict[str, str] | None = None) -> bool:
 
     with urlopen(Request(url, headers=headers or {}), timeout=2) as answer:
         return answer.status == 200
+
+
+def _takes_writes(store: ObjectStore) -> bool:
+    """Make the bucket, and write once: the first object of a bucket waits for room to be laid out for it."""
+    store.create_bucket()
+    store.put("ready", b"")
+    store.delete("ready")
+    return True
 
 
 def _free_ports() -> dict[str, int]:

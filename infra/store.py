@@ -104,11 +104,22 @@ class ObjectStore:
         Raises:
             PreconditionFailed: `if_absent` and the key exists, or `if_match` is not its etag.
         """
+        from botocore.exceptions import ClientError
+
         condition = {"IfNoneMatch": "*"} if if_absent else {"IfMatch": if_match} if if_match else {}
         with self._errors(key):
             # Browsers that follow a link want to know what they get.
             kind = mimetypes.guess_type(key)[0] or "application/octet-stream"
-            return self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=kind, **condition)["ETag"]
+            try:
+                return self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=kind, **condition)["ETag"]
+            except ClientError as error:
+                # The first attempt may have written and its answer been lost; the next one then meets its own work.
+                if not condition or not error.response["ResponseMetadata"].get("RetryAttempts"):
+                    raise
+                there, etag = self.get_with_etag(key)
+                if there != data:
+                    raise
+                return etag
 
     def get_json(self, key: str) -> dict:
         return json.loads(self.get(key))

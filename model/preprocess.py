@@ -41,10 +41,19 @@ def resize(image: Image.Image, rule: ResizeRule, images: int = 1) -> Image.Image
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
+def to_pixels(image: Image.Image) -> Tensor:
+    """RGB picture to (3, H, W) in 8 bits."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """8-bit values of any shape to float32 in [-1, 1]; what is scaled already stays as it is."""
+    return pixels if pixels.is_floating_point() else pixels.float().div_(255).sub_(0.5).div_(0.5)
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB picture to (3, H, W) float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)
-    return (pixels.permute(2, 0, 1) - 0.5) / 0.5
+    return scaled(to_pixels(image))
 
 
 def to_image(pixels: Tensor) -> Image.Image:

@@ -9,16 +9,16 @@ import random
 from collections.abc import Callable
 from functools import lru_cache
 
+import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import pad
 
 from corpus.sample import Part, Sample
 from model import UniMedVL
 from model.config import ResizeRule
 from model.curriculum import StageParams
 from model.packing import Item, TextItem, VAEItem, ViTItem
-from model.preprocess import resize, to_tensor
+from model.preprocess import resize, to_pixels
 
 
 class Planner:
@@ -65,10 +65,11 @@ class Planner:
             return pixels
         height, width = pixels.shape[1:]
         top, left = rng.randint(0, 2 * most), rng.randint(0, 2 * most)
-        return pad(pixels[None], (most,) * 4, mode="replicate")[0, :, top : top + height, left : left + width]
+        rows, columns = ((torch.arange(side) + by - most).clamp_(0, side - 1) for side, by in ((height, top), (width, left)))
+        return pixels[:, rows[:, None], columns]
 
     def _load_pixels(self, data: bytes) -> Tensor:
-        return to_tensor(resize(Image.open(io.BytesIO(data)), self._vit_rule))
+        return to_pixels(resize(Image.open(io.BytesIO(data)), self._vit_rule))
 
     def _load_latent(self, data: bytes) -> Tensor:
         return self._encode([resize(Image.open(io.BytesIO(data)), self._vae_rule)])[0].cpu()

@@ -1,6 +1,8 @@
 """Conditional writes, the registry and the lease on a real object store."""
 
 import threading
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,47 @@ def test_of_many_conditional_writers_one_wins(s3):
     assert race([lambda i=i: store.put("race", str(i).encode(), if_absent=True) for i in range(8)]) == 1
     _, etag = store.get_with_etag("race")
     assert race([lambda i=i: store.put("race", str(i).encode(), if_match=etag) for i in range(8)]) == 1
+
+
+class Forgetful(BaseHTTPRequestHandler):
+    """A way to the store that passes everything on, and answers the first write with an error, as when an answer is lost."""
+
+    lost = False
+
+    def _pass_on(self) -> None:
+        onward = HTTPConnection("127.0.0.1", self.server.store_port, timeout=10)
+        onward.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name != "Expect":
+                onward.putheader(name, value)
+        onward.endheaders(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        answer = onward.getresponse()
+        text, status = answer.read(), answer.status
+        if self.command == "PUT" and not Forgetful.lost:
+            Forgetful.lost, text, status = True, b"", 500
+        self.send_response(status)
+        for name in ("ETag", "Content-Type"):
+            self.send_header(name, answer.getheader(name, ""))
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_PUT = _pass_on
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_a_conditional_write_whose_answer_was_lost_has_won(s3):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Forgetful) as way:
+        way.store_port = int(s3.s3_endpoint.rsplit(":", 1)[1])
+        threading.Thread(target=way.serve_forever, daemon=True).start()
+        store = ObjectStore(s3.bucket_models, s3.model_copy(update={"s3_endpoint": f"http://127.0.0.1:{way.server_port}"}))
+        assert store.put("answer", b"mine", if_absent=True) and Forgetful.lost
+        with pytest.raises(PreconditionFailed):
+            store.put("answer", b"other", if_absent=True)
+        way.shutdown()
+    assert model_store().get("answer") == b"mine"
 
 
 def test_a_missing_object_and_wrong_credentials_are_told(s3):
