@@ -109,7 +109,7 @@ def _decode_and_hash(path: Path) -> str:
 
 def releasing(folder: Path, count: int) -> list[Row]:
     """First release, one without a change, and one after a change of 1 %, beside DVC on the files."""
-    from flows.release_corpus import make_release
+    from flows.releases import make_release
     from infra.store import corpus_store
     from ray_jobs.ingest import add_source
 

@@ -78,7 +78,7 @@ def release() -> dict:
     """One release: seconds by the clock and of the processor (imports included), of them those of the expectations, and the process's peak memory in MB."""
     begun = time.perf_counter()
     from corpus import expectations
-    from flows.release_corpus import make_release
+    from flows.releases import make_release
 
     plain, spent = expectations.validate, {"expectations_s": 0.0, "expectations_cpu_s": 0.0}
 

@@ -123,7 +123,7 @@ def measure(seeds: int, steps: int, add: list[Path], quick: bool) -> dict[str, d
 
 
 def _train_all(seeds: int, steps: int, add: list[Path], quick: bool) -> dict[str, dict[str, list[float]]]:
-    from flows.release_corpus import make_release
+    from flows.releases import make_release
     from ray_jobs.bootstrap import run as bootstrap
     from ray_jobs.ingest import add_source
 

@@ -76,7 +76,7 @@ class _Field:
 
     def _release(self) -> dict:
         """The release's record, of the pictures alone."""
-        from flows.release_corpus import make_release
+        from flows.releases import make_release
         from ray_jobs.ingest import add_source
 
         source = self.folder / SOURCE

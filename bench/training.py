@@ -33,7 +33,7 @@ def measure(quick: bool) -> list[Row]:
         if quick:
             small = {"tokens_per_pack": 256}
             return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False, stage=small), *loading(Path(folder), 60, 1, peers=False)], FEW)
-        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=60, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
 
 
 def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict | None = None) -> list[Row]:
@@ -61,7 +61,7 @@ class _Stages:
     """Runs of the first stage from one starting point, each told by its log: {wait, stall, rate}."""
 
     def __init__(self, folder: Path, steps: int, stage: dict):
-        from flows.release_corpus import make_release
+        from flows.releases import make_release
         from ray_jobs import bootstrap
         from ray_jobs.params import find_profile, load_params
 

@@ -60,7 +60,7 @@ def data_list(json: Json = False) -> None:
     """Sources taken in, and releases."""
     console.needs_stack()
     from corpus import intake
-    from flows.release_corpus import all_releases
+    from flows.releases import all_releases
     from infra.store import corpus_store
 
     store = corpus_store()

@@ -2,7 +2,7 @@
 
 from corpus import changes, intake
 from corpus.reader import release_index
-from flows.release_corpus import all_releases, make_release
+from flows.releases import all_releases, make_release
 from flows.report import find_release
 from infra.records import utc_now
 from infra.settings import get_settings

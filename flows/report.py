@@ -53,7 +53,7 @@ def find_release(tag: str | None) -> dict:
     Raises:
         LookupError: there is none.
     """
-    from flows.release_corpus import all_releases
+    from flows.releases import all_releases
     from infra.store import corpus_store
 
     wanted = f"corpus/{tag.removeprefix('corpus/')}" if tag else None

@@ -3,7 +3,7 @@
 from prefect import flow, get_run_logger
 
 from flows import artifacts, steps
-from flows.release_corpus import make_release
+from flows.releases import make_release
 from infra.lease import Lease
 from infra.records import digest
 from infra.settings import get_settings

@@ -17,6 +17,11 @@ def pytest_sessionstart(session):
             del os.environ[name]
 
 
+def pytest_collection_modifyitems(items):
+    """What needs the whole stack comes last: as long as it runs, it takes its share of the machine."""
+    items.sort(key=lambda item: "stack" in item.fixturenames)
+
+
 @pytest.fixture(scope="session")
 def state_dir(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("state")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import psutil
 
 from corpus import release
-from flows.release_corpus import make_release
+from flows.releases import make_release
 from infra.corpus_repo import CorpusRepo
 from infra.stack import Stack
 

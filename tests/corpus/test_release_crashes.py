@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.release_corpus import ReleaseConflict, all_releases, make_release
+from flows.releases import ReleaseConflict, all_releases, make_release
 from infra.corpus_repo import CorpusRepo
 from infra.lease import LeaseHeld
 from infra.stack import Stack

@@ -38,23 +38,9 @@ def unimed(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], capture_output=True, text=True, timeout=240)
 
 
-def test_the_killed_retraining_ends_with_a_served_champion(first):
+def test_a_retraining_ends_with_a_served_champion(first):
     assert first["promoted"] and first["endpoint"]["version"] == first["candidate"]
     assert [s["stage"] for s in first["stages"]] == ["bootstrap", "foundation", "unified"]
-
-
-def test_the_undisturbed_stage_gives_the_same_weights(first, stack):
-    """The stage that was killed twice, run again from its inputs alone without disturbance."""
-    from infra.jobs import JobSpec, run_job
-    from infra.store import log_store, model_store
-
-    name = next(e.key.split("/")[1] for e in log_store().list("jobs/foundation") if e.key.endswith("result.json"))
-    inputs = log_store().get_json(f"jobs/{name}/inputs.json")
-    disturbed = log_store().get_json(f"jobs/{name}/result.json")["result"]
-    again = run_job(JobSpec("again", "ray_jobs.train", inputs), on_log=lambda line: None).result
-    assert again["content_hash"] == disturbed["content_hash"]
-    assert again["history"] == disturbed["history"]
-    assert not list(model_store().list("runs/again")), "checkpoints of a published stage are gone"
 
 
 def test_a_second_retraining_finds_everything_up_to_date(first):

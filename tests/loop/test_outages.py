@@ -1,4 +1,4 @@
-"""A stage that is disturbed by what surrounds it: the store goes away, a worker or the job is told to end, the cluster dies."""
+"""A stage that is disturbed: its worker, its job, its cluster are killed, the store goes away, somebody stops it."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from infra.jobs import JobCancelled, JobSpec, run_job
+from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job
 from infra.stack import Stack
 from infra.store import StoreUnavailable, log_store, model_store
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
@@ -30,7 +30,7 @@ def inputs(foundation) -> dict:
 
 @pytest.fixture(scope="module")
 def undisturbed(foundation) -> dict:
-    """What the stage gives when nothing happens: test_loop.py shows that its job gave just that."""
+    """What the stage gave when nothing happened."""
     return log_store().get_json(f"jobs/{foundation}/result.json")["result"]
 
 
@@ -70,8 +70,8 @@ def newest(spec: JobSpec) -> int:
     return max(int(name.split("-")[0]) for name in committed(model_store(), checkpoints_prefix(spec.submission_id)))
 
 
-def workers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+def processes(words: str) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if words in " ".join(p.info["cmdline"] or [])]
 
 
 def kill_tree(process: psutil.Process) -> None:
@@ -81,17 +81,25 @@ def kill_tree(process: psutil.Process) -> None:
 
 
 @pytest.mark.timeout(900, func_only=True)
-def test_an_outage_and_a_terminated_worker_leave_no_trace_in_the_weights(inputs, undisturbed, stack):
-    running = Running(JobSpec("storm", "ray_jobs.train", inputs))
+def test_killed_processes_and_a_silent_store_leave_no_trace_in_the_weights(inputs, undisturbed, stack):
+    spec = JobSpec("storm", "ray_jobs.train", inputs)
+    running = Running(spec)
     running.until_committed(10)
-    workers()[0].terminate()
+    processes("RayTrainWorker")[0].kill()
     running.until_committed(20)
+    for process in processes("ray_jobs.train --job storm"):
+        process.kill()
+    assert isinstance(running.ended(), JobFailed), "the killed job is told; the same command goes on"
+
+    running = Running(spec)
+    running.until_committed(30)
     kill_tree(stack._process("s3"))
     time.sleep(OUTAGE_S)
     Stack().up(services=["s3"])
     result = running.ended()
     assert not isinstance(result, Exception), result
-    assert result["content_hash"] == undisturbed["content_hash"]
+    assert (result["content_hash"], result["history"]) == (undisturbed["content_hash"], undisturbed["history"])
+    assert not list(model_store().list(f"runs/{spec.submission_id}")), "checkpoints of a published stage are gone"
 
 
 @pytest.mark.timeout(900, func_only=True)
@@ -111,5 +119,4 @@ def test_a_run_that_was_stopped_and_lost_its_cluster_ends_with_the_same_weights(
     assert isinstance(running.ended(), Exception)
     Stack().up()
     result = run_job(spec, on_log=lambda line: None).result
-    assert result["content_hash"] == undisturbed["content_hash"]
-    assert result["history"] == undisturbed["history"]
+    assert (result["content_hash"], result["history"]) == (undisturbed["content_hash"], undisturbed["history"])

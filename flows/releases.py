@@ -1,0 +1,143 @@
+"""Releases of the corpus: made from its sources, and found again."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from infra.records import digest, source_fingerprint, utc_now
+
+
+class ReleaseConflict(RuntimeError):
+    """Another release was made at the same moment."""
+
+
+def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 600) -> dict:
+    """Build, check, push and tag what the sources give; the record written last makes it visible.
+
+    Killed at any point, or without its store, it leaves no release; run again, it goes on.
+
+    Args:
+        wait_s: how long to wait for a release that is being made.
+
+    Raises:
+        LeaseHeld: another release is still being made.
+        ReleaseConflict: another release came first though this one held the lease, as after a long pause.
+        RepositoryError: the release was refused or a command failed.
+        StoreUnavailable: S3 does not answer.
+    """
+    from infra.corpus_repo import CorpusRepo
+    from infra.lease import Lease
+    from infra.settings import get_settings
+    from infra.store import corpus_store
+
+    store, settings = corpus_store(), get_settings()
+    inputs, repo = _inputs(store, settings), CorpusRepo(settings)
+    if not force and (found := _up_to_date(inputs, all_releases(store))):
+        return found
+    with repo.held(wait_s), Lease("release", holder=inputs["digest"], wait_s=wait_s, on_wait=on_line):
+        # While this one waited, another may have been made, or a patient been forgotten.
+        inputs, releases = _inputs(store, settings), all_releases(store)
+        if not force and (found := _up_to_date(inputs, releases)):
+            return found
+        return _release(repo, store, inputs, releases, on_line) | {"how": "released"}
+
+
+def _inputs(store, settings) -> dict:
+    """Sources and the digest of all that decides what a release holds."""
+    from corpus import intake, review
+    from ray_jobs.params import load_params
+
+    sources = _sources(settings.repo_dir, intake.sources(store))
+    corpus = load_params(settings.params_file).corpus.model_dump(mode="json")
+    decisions = review.pinned(store)
+    inputs = {"sources": sources, "decisions": decisions, "params": corpus, "code": source_fingerprint("corpus")}
+    return {"sources": sources, "decisions": decisions, "digest": digest(inputs)}
+
+
+def _up_to_date(inputs: dict, releases: list[dict]) -> dict | None:
+    return releases[-1] | {"how": "up to date"} if releases and releases[-1]["inputs_digest"] == inputs["digest"] else None
+
+
+def _release(repo, store, inputs: dict, releases: list[dict], on_line: Callable[[str], None]) -> dict:
+    from corpus import data_docs
+    from infra.store import PreconditionFailed
+
+    parent, tag = (releases[-1] if releases else None), _next_tag(releases)
+    repo.prepare(released=[r["tag"] for r in releases])
+    repo.write("sources.yaml", _yaml(inputs, parent))
+    _build(repo, on_line)
+    files, card = repo.files(), repo.read_json("data/release/card.json")
+    repo.push(files.values(), there={file["key"] for file in parent["shards"]} if parent and "purged" not in parent else set())
+    repo.commit_and_tag(f"Release {card['samples']} samples from {len(inputs['sources'])} sources", tag)
+    number = tag.removeprefix("corpus/")
+    docs = f"data-docs/{number}-{digest(card)[:8]}.html"
+    store.put(docs, data_docs.page(tag, repo.read_json("data/release/validation.json")).encode())
+    record = {
+        "tag": tag,
+        "parent": parent["tag"] if parent else None,
+        "created_at": utc_now(),
+        "inputs_digest": inputs["digest"],
+        "corpus_commit": repo.commit(),
+        "dvc_hash": repo.dvc_hash(),
+        "card": card,
+        "changed": _changed(parent, card),
+        "quarantine_key": files["quarantine.parquet"]["key"],
+        "doubts_key": files["doubts.parquet"]["key"],
+        "removed": files["removed.json"],
+        "data_docs_key": docs,
+        "shards": [file for path, file in files.items() if path.startswith("shards/")],
+    }
+    try:
+        store.put_json(f"releases/{number}.json", record, if_absent=True)
+    except PreconditionFailed:
+        repo.drop([tag])
+        raise ReleaseConflict(f"another release was made as {tag} at the same moment; run this one again to release on top of it") from None
+    return record
+
+
+def _build(repo, on_line: Callable[[str], None]) -> None:
+    """The clone's own code builds the release: here, if this process runs that very code, else through `dvc repro`."""
+    from infra.corpus_repo import RepositoryError
+    from ray_jobs.ingest import build_release
+
+    if not repo.runs_our_code("corpus", "infra", "ray_jobs"):
+        return repo.reproduce(on_line)
+    try:
+        build_release(repo.path / "sources.yaml", repo.path / "data/release", repo.path / "params.yaml", on_line)
+    except ValueError as error:
+        raise RepositoryError(f"release refused: {error}") from None
+    repo.take_up()
+
+
+def _next_tag(releases: list[dict]) -> str:
+    day = f"corpus/{datetime.now(UTC):%Y-%m-%d}"
+    taken = [int(r["tag"].rsplit(".", 1)[1]) for r in releases if r["tag"].startswith(f"{day}.")]
+    return f"{day}.{max(taken, default=0) + 1}"
+
+
+def all_releases(store) -> list[dict]:
+    """All releases, oldest first."""
+    records = [store.get_json(entry.key) for entry in store.list("releases/")]
+    return sorted(records, key=lambda r: (r["created_at"], int(r["tag"].rsplit(".", 1)[1])))
+
+
+def _sources(repo, taken_in: list[dict]) -> list:
+    """The checkout's sources.yaml, and after them what was added, pinned by content."""
+    import yaml
+
+    listed = yaml.safe_load((repo / "sources.yaml").read_text())["sources"]
+    return listed + [{key: source[key] for key in ("name", "shards", "held", "stale", "removed", "quarantine") if key in source} for source in taken_in]
+
+
+def _yaml(inputs: dict, parent: dict | None) -> str:
+    """sources.yaml of the clone; what the parent held is what balance is compared with."""
+    import yaml
+
+    last = {"last_release": {"tag": parent["tag"], "by_source": parent["card"].get("by_source", {})}} if parent else {}
+    decided = {"decisions": inputs["decisions"]} if inputs["decisions"] else {}
+    return yaml.safe_dump({"sources": inputs["sources"]} | decided | last, sort_keys=False)
+
+
+def _changed(parent: dict | None, card: dict) -> dict[str, int]:
+    """Samples gained or lost by source since the parent release."""
+    before, now = (parent["card"]["sources"] if parent else {}), card["sources"]
+    return {s: now.get(s, 0) - before.get(s, 0) for s in sorted({*before, *now}) if now.get(s, 0) != before.get(s, 0)}
