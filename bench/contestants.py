@@ -52,6 +52,7 @@ def ours(plan: dict) -> Callable[[], int]:
         drawn = 0
         while drawn < plan["count"] // plan["ranks"]:
             drawn = next(loader).states[str(plan["rank"])]["position"]
+        loader.close()
         return drawn
 
     return read

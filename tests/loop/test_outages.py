@@ -1,15 +1,12 @@
 """A stage that is disturbed: its worker, its job, its cluster are killed, the store goes away, somebody stops it."""
 
-import json
-import subprocess
-import sys
 import threading
 import time
 
 import psutil
 import pytest
 
-from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job
+from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job, stop_job
 from infra.stack import Stack
 from infra.store import StoreUnavailable, log_store, model_store
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
@@ -107,8 +104,7 @@ def test_a_run_that_was_stopped_and_lost_its_cluster_ends_with_the_same_weights(
     spec = JobSpec("told", "ray_jobs.train", inputs)
     running = Running(spec)
     running.until_committed(10)
-    stopped = subprocess.run([sys.executable, "-m", "flows.cli", "train", "stop", spec.submission_id, "--json"], capture_output=True, text=True, timeout=240)
-    assert stopped.returncode == 0 and json.loads(stopped.stdout)["how"] == "stopped", stopped.stderr[-2000:]
+    assert stop_job(spec.submission_id)
     assert isinstance(running.ended(), JobCancelled)
     left = newest(spec)
     assert any(f"stopped at step {left} and saved it" in line for line in running.lines), running.lines[-5:]

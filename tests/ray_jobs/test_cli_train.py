@@ -35,6 +35,11 @@ def test_runs_are_listed(told):
     assert [(run["run"], run["last"]["step"], run["attempts"]) for run in listed] == [("seen-aaa1", 40, 1), ("seen-bbb2", 40, 1)]
 
 
+def test_a_run_that_does_not_run_needs_no_stop(told):
+    done = unimed("stop", "seen-a", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout) == {"run": "seen-aaa1", "how": "not running"}, done.stderr
+
+
 def test_two_runs_are_shown_side_by_side(told, tmp_path):
     done = unimed("show", "seen-a", "seen", "-o", str(tmp_path / "curves.png"))
     assert done.returncode == 0, done.stderr
