@@ -33,7 +33,7 @@ def measure(quick: bool) -> list[Row]:
         if quick:
             small = {"tokens_per_pack": 256}
             return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False, stage=small), *loading(Path(folder), 60, 1, peers=False)], FEW)
-        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=60, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
 
 
 def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict | None = None) -> list[Row]:
