@@ -77,6 +77,8 @@ class ObjectStore:
             return PreconditionFailed(f"{key!r} in bucket {self.bucket!r} was written by somebody else")
         if code in ("AccessDenied", "403", "SignatureDoesNotMatch", "InvalidAccessKeyId", "NoSuchBucket"):
             return StoreUnavailable(f"the object store at {self.settings.s3_endpoint} refuses bucket {self.bucket!r} ({code}); check UNIMED_S3_* or run `unimed up`")
+        if code in ("InternalError", "500", "ServiceUnavailable", "503", "SlowDown"):
+            return StoreUnavailable(f"the object store at {self.settings.s3_endpoint} fails ({code}), as one does that is going down; start the stack with `unimed up`")
         return None
 
     def create_bucket(self) -> None:
