@@ -33,12 +33,12 @@ def measure(quick: bool) -> list[Row]:
         if quick:
             small = {"tokens_per_pack": 256}
             return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False, stage=small), *loading(Path(folder), 60, 1, peers=False)], FEW)
-        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True, stage={}), *loading(Path(folder), 1536, 3, peers=True)], {}, ("s3", "ray"))
 
 
-def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict | None = None) -> list[Row]:
+def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict) -> list[Row]:
     """What a step waits for, what a checkpoint and a restart cost, what Ray and a second worker change; `stage` is what differs from the profile's."""
-    bench = _Stages(folder, steps, stage or {})
+    bench = _Stages(folder, steps, stage)
     kinds = {"alone": bench.alone, **({"ray": bench.under_ray, "two": bench.two} if ray else {})}
     runs = {kind: [] for kind in kinds}
     for turn in range(repeats):

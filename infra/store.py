@@ -118,10 +118,17 @@ class ObjectStore:
                 # The first attempt may have written and its answer been lost; the next one then meets its own work.
                 if not condition or not error.response["ResponseMetadata"].get("RetryAttempts"):
                     raise
-                there, etag = self.get_with_etag(key)
-                if there != data:
+                if not (etag := self._etag_of(key, data)):
                     raise
                 return etag
+
+    def _etag_of(self, key: str, data: bytes) -> str | None:
+        """The etag of an object that holds just this, None of any other."""
+        try:
+            there, etag = self.get_with_etag(key)
+        except MissingObject:
+            return None
+        return etag if there == data else None
 
     def get_json(self, key: str) -> dict:
         return json.loads(self.get(key))

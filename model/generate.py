@@ -42,7 +42,7 @@ def prefill(model: "UniMedVL", contexts: list[list[Item]], room: int) -> Context
     width = max(packed.sample_lens)
     cache = KVCache(llm.num_hidden_layers, len(contexts), llm.num_key_value_heads, width + room, llm.head_dim, like)
     if width:
-        model.hidden_states(packed, packed.latents, model.shifted_timesteps(packed.timestep_draws), cache)
+        model.read(packed, cache)
     lengths = torch.tensor(packed.sample_lens, device=like.device)
     columns = torch.arange(cache.capacity, device=like.device)
     seen = (columns < lengths[:, None]) | (columns >= width)

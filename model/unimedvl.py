@@ -115,16 +115,22 @@ class UniMedVL(InferenceMixin, nn.Module):
         t, shift = torch.sigmoid(draws), self.config.timestep_shift
         return shift * t / (1 + (shift - 1) * t)
 
-    def hidden_states(self, pack: PackedSequence, latents: Tensor, t: Tensor, cache: KVCache | None = None, freeze_und: bool = False) -> tuple[Tensor, Tensor]:
-        """Last hidden states [N, hidden] in expert order, and `place` [N]: sequence index -> row of them.
-
-        With a `cache` the pack is read into it, and the states are of no use.
-        """
-        order = torch.cat([pack.text_indexes, pack.vit_indexes, pack.latent_indexes])
+    def hidden_states(self, pack: PackedSequence, latents: Tensor, t: Tensor, freeze_und: bool = False) -> tuple[Tensor, Tensor]:
+        """Last hidden states [N, hidden] in expert order, and `place` [N]: sequence index -> row of them."""
+        order = _expert_order(pack)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        layout = self._layout(pack, order, cached=cache is not None, freeze_und=freeze_und)
-        x = torch.cat([self.embed_text(pack.text_ids), self.embed_vit(pack), self.embed_latents(latents, t, pack.latent_position_ids)])
-        return self.language_model(x, pack.position_ids[order], layout, cache, only_keys=cache is not None), place
+        layout = self._layout(pack, order, cached=False, freeze_und=freeze_und)
+        return self.language_model(self._embedded(pack, latents, t), pack.position_ids[order], layout), place
+
+    def read(self, pack: PackedSequence, cache: KVCache) -> None:
+        """Fill a cache with the keys and values of a pack of contexts, one a row."""
+        order, t = _expert_order(pack), self.shifted_timesteps(pack.timestep_draws)
+        layout = self._layout(pack, order, cached=True, freeze_und=False)
+        self.language_model(self._embedded(pack, pack.latents, t), pack.position_ids[order], layout, cache, only_keys=True)
+
+    def _embedded(self, pack: PackedSequence, latents: Tensor, t: Tensor) -> Tensor:
+        """All tokens as decoder inputs [N, hidden] in expert order."""
+        return torch.cat([self.embed_text(pack.text_ids), self.embed_vit(pack), self.embed_latents(latents, t, pack.latent_position_ids)])
 
     def _layout(self, pack: PackedSequence, order: Tensor, cached: bool, freeze_und: bool) -> Layout:
         like, n_und = self.language_model.lm_head.weight, len(pack.text_indexes) + len(pack.vit_indexes)
@@ -166,3 +172,8 @@ class UniMedVL(InferenceMixin, nn.Module):
     def embed_latents(self, latents: Tensor, t: Tensor, position_ids: Tensor) -> Tensor:
         """Latent tokens [n, latent_dim] at times [n] as decoder inputs [n, hidden]."""
         return self.vae2llm(latents.to(self.vae2llm.weight.dtype)) + self.time_embedder(t) + self.latent_pos_embed(position_ids)
+
+
+def _expert_order(pack: PackedSequence) -> Tensor:
+    """Sequence indexes [N] in the order of the experts."""
+    return torch.cat([pack.text_indexes, pack.vit_indexes, pack.latent_indexes])

@@ -12,6 +12,10 @@ SHARED = Path(os.environ.get("UNIMED_SHARED_DATA") or REPO.parent / "shared" / "
 
 def pytest_sessionstart(session):
     """Tests never see the state, profile or credentials of the machine they run on."""
+    forget_settings()
+
+
+def forget_settings() -> None:
     for name in [name for name in os.environ if name.startswith(("UNIMED_", "PREFECT_", "RAY_", "AWS_"))]:
         if name != "AWS_CA_BUNDLE":
             del os.environ[name]
@@ -34,6 +38,7 @@ def object_store(state_dir: Path):
     from infra.stack import Stack
 
     before = dict(os.environ)
+    forget_settings()
     os.environ["UNIMED_STATE_DIR"] = str(state_dir)
     os.environ["UNIMED_PARAMS_FILE"] = str(REPO / "tests" / "params.yaml")
     get_settings.cache_clear()
