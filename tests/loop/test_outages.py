@@ -2,12 +2,12 @@
 
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
 
 from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job, stop_job
-from infra.stack import Stack
 from infra.store import StoreUnavailable, log_store, model_store
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
 
@@ -29,6 +29,13 @@ def inputs(foundation) -> dict:
 def undisturbed(foundation) -> dict:
     """What the stage gave when nothing happened."""
     return log_store().get_json(f"jobs/{foundation}/result.json")["result"]
+
+
+@pytest.fixture(autouse=True)
+def mended(stack):
+    """However a test ends, the next one finds the stack up."""
+    yield
+    stack.up()
 
 
 class Running(threading.Thread):
@@ -71,10 +78,16 @@ def processes(words: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["cmdline"]) if words in " ".join(p.info["cmdline"] or [])]
 
 
+def kill(members: list[psutil.Process]) -> None:
+    for member in members:
+        # Whoever has lost its parent may be gone by itself.
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(members, timeout=30)
+
+
 def kill_tree(process: psutil.Process) -> None:
-    for member in [*process.children(recursive=True), process]:
-        member.kill()
-    process.wait(timeout=10)
+    kill([*process.children(recursive=True), process])
 
 
 @pytest.mark.timeout(900, func_only=True)
@@ -82,17 +95,17 @@ def test_killed_processes_and_a_silent_store_leave_no_trace_in_the_weights(input
     spec = JobSpec("storm", "ray_jobs.train", inputs)
     running = Running(spec)
     running.until_committed(10)
-    processes("RayTrainWorker")[0].kill()
+    assert (workers := processes("RayTrainWorker"))
+    kill(workers[:1])
     running.until_committed(20)
-    for process in processes("ray_jobs.train --job storm"):
-        process.kill()
+    kill(processes("ray_jobs.train --job storm"))
     assert isinstance(running.ended(), JobFailed), "the killed job is told; the same command goes on"
 
     running = Running(spec)
     running.until_committed(30)
     kill_tree(stack._process("s3"))
     time.sleep(OUTAGE_S)
-    Stack().up(services=["s3"])
+    stack.up(services=["s3"])
     result = running.ended()
     assert not isinstance(result, Exception), result
     assert (result["content_hash"], result["history"]) == (undisturbed["content_hash"], undisturbed["history"])
@@ -113,6 +126,6 @@ def test_a_run_that_was_stopped_and_lost_its_cluster_ends_with_the_same_weights(
     running.until_committed(left + 1)
     kill_tree(stack._process("ray"))
     assert isinstance(running.ended(), Exception)
-    Stack().up()
+    stack.up()
     result = run_job(spec, on_log=lambda line: None).result
     assert (result["content_hash"], result["history"]) == (undisturbed["content_hash"], undisturbed["history"])
