@@ -10,12 +10,15 @@ unexport PYTHONDONTWRITEBYTECODE
 # A local folder of wheels named for pip serves uv as well.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: demo test env clean-env
+.PHONY: demo test test-slow env clean-env
 demo: env
 	@$(BIN)/unimed demo
 
 test: env
 	@$(BIN)/python -m pytest
+
+test-slow: env
+	@$(BIN)/python -m pytest -m slow
 
 env: $(STAMP)
 

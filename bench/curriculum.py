@@ -13,10 +13,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.rows import Row, circumstances
+from infra.records import digest, write_json_atomic
 from model.curriculum import StageParams, TrainingParams
 from ray_jobs.params import Params, load_params
 
@@ -106,23 +108,22 @@ def _velocity(model, reader, stage: StageParams) -> float:
     return statistics.mean(losses)
 
 
-def measure(seeds: int, steps: int, add: list[Path], quick: bool) -> dict[str, dict[str, list[float]]]:
-    """Scores of every variant: metric -> one value a seed."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"UNIMED_STATE_DIR": f"{folder}/state", "UNIMED_PARAMS_FILE": str(REPO / ("tests/params.yaml" if quick else "params.yaml"))}
-        from infra.settings import get_settings
-        from infra.stack import Stack
+def measure(seeds: int, steps: int, add: list[Path], quick: bool, folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Scores of every variant: metric -> one value a seed. What the folder holds of them is not measured again."""
+    os.environ |= {"UNIMED_STATE_DIR": str(folder / "state"), "UNIMED_PARAMS_FILE": str(REPO / ("tests/params.yaml" if quick else "params.yaml"))}
+    from infra.settings import get_settings
+    from infra.stack import Stack
 
-        get_settings.cache_clear()
-        try:
-            Stack().up(services=["s3"])
-            get_settings().export()
-            return _train_all(seeds, steps, add, quick)
-        finally:
-            Stack().down()
+    get_settings.cache_clear()
+    try:
+        Stack().up(services=["s3"])
+        get_settings().export()
+        return _train_all(seeds, steps, add, quick, folder)
+    finally:
+        Stack().down()
 
 
-def _train_all(seeds: int, steps: int, add: list[Path], quick: bool) -> dict[str, dict[str, list[float]]]:
+def _train_all(seeds: int, steps: int, add: list[Path], quick: bool, folder: Path) -> dict[str, dict[str, list[float]]]:
     from flows.releases import make_release
     from ray_jobs.bootstrap import run as bootstrap
     from ray_jobs.ingest import add_source
@@ -133,15 +134,24 @@ def _train_all(seeds: int, steps: int, add: list[Path], quick: bool) -> dict[str
     release = make_release(force=False, on_line=_tell)["tag"]
     found: dict[str, dict[str, list[float]]] = {variant: {metric: [] for metric in METRICS} for variant in VARIANTS}
     for seed in range(1, seeds + 1):
-        start = bootstrap({"release": release, "model": params.model.model_dump(mode="json"), "bootstrap": params.bootstrap.model_dump(mode="json"), "threads": 2, "seed": seed})
+        begin = {"release": release, "model": params.model.model_dump(mode="json"), "bootstrap": params.bootstrap.model_dump(mode="json"), "threads": 2, "seed": seed}
+        start = _once(folder, "start", begin, bootstrap)
         size = {"questions": 20, "drawings": 8} if quick else {"questions": 150, "drawings": 48}
         plans = [{"variant": variant, "seed": seed, "steps": steps, "release": release, "start": {k: start[k] for k in ("prefix", "content_hash")}, **size} for variant in VARIANTS]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for plan, scores in zip(plans, pool.map(_in_a_process, plans)):
+            for plan, scores in zip(plans, pool.map(lambda plan: _once(folder, plan["variant"], plan, _in_a_process), plans)):
                 _tell(f"{plan['variant']}, seed {seed}: " + ", ".join(f"{metric} {score:.3f}" for metric, score in scores.items()))
                 for metric, score in scores.items():
                     found[plan["variant"]][metric].append(score)
     return found
+
+
+def _once(folder: Path, name: str, plan: dict, work: Callable[[dict], dict]) -> dict:
+    """What `work` makes of a plan; kept in the folder, and taken from there the next time."""
+    path = folder / f"{name}-{digest(plan)[:12]}.json"
+    if not path.exists():
+        write_json_atomic(path, work(plan))
+    return json.loads(path.read_text())
 
 
 def _in_a_process(plan: dict) -> dict:
@@ -186,13 +196,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a check of shape: one seed, few steps")
     parser.add_argument("--json", action="store_true", help="print the comparisons as JSON")
     parser.add_argument("--save", type=Path, metavar="FILE", help="also write everything with hardware, versions and commit")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is done in this folder, and go on from what it holds")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(one(json.loads(arguments.one))))
         return
     steps, seeds = (6, 1) if arguments.quick else (arguments.steps, arguments.seeds)
-    found = measure(seeds, steps, arguments.add, arguments.quick)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = arguments.keep or Path(folder)
+        kept.mkdir(parents=True, exist_ok=True)
+        found = measure(seeds, steps, arguments.add, arguments.quick, kept.resolve())
     compared = [row.to_json() for row in rows(found)]
     if arguments.save:
         arguments.save.write_text(json.dumps(circumstances() | {"steps": steps, "seeds": seeds, "scores": found, "rows": compared}, indent=1) + "\n")

@@ -28,7 +28,7 @@ def test_a_share_of_the_steps_is_a_share(share):
     assert run("flows.cli", "retrain", "--share", share).returncode == 2
 
 
-@pytest.mark.parametrize("bench, count", [("network", 4), ("training", 4)])
+@pytest.mark.parametrize("bench, count", [("network", 4), pytest.param("training", 4, marks=pytest.mark.slow)])
 def test_a_bench_prints_rows(bench, count):
     done = run(f"bench.{bench}", "--quick", "--json")
     assert done.returncode == 0, done.stderr
@@ -39,6 +39,7 @@ def test_a_bench_prints_rows(bench, count):
         assert row["ratio"] == pytest.approx(row["value"] / row["peer_value"]) and row["met"] == (row["ratio"] >= row["goal"])
 
 
+@pytest.mark.slow
 def test_the_scale_bench_measures_and_projects(tmp_path):
     done = run("bench.corpus_scale", "--quick", "--save", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr

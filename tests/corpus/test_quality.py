@@ -152,6 +152,7 @@ def test_a_folder_without_records_is_told(tmp_path, s3):
         take_in(tmp_path, "empty")
 
 
+@pytest.mark.slow
 def test_real_packs(shared_data, s3):
     record = take_in(shared_data / "mednist", "mednist")
     assert record["records"] == {"seen": 1500, "kept": 1500, "quarantined": 0}

@@ -11,6 +11,7 @@ from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job, stop_job
 from infra.store import StoreUnavailable, log_store, model_store
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
 
+pytestmark = pytest.mark.slow
 OUTAGE_S = 30
 
 
