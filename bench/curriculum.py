@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bench.rows import Row, circumstances
-from infra.records import digest, write_json_atomic
+from infra.records import digest, source_fingerprint, write_json_atomic
 from model.curriculum import StageParams, TrainingParams
 from ray_jobs.params import Params, load_params
 
@@ -132,14 +132,17 @@ def _train_all(seeds: int, steps: int, add: list[Path], quick: bool, folder: Pat
     for path in add:
         add_source(path)
     release = make_release(force=False, on_line=_tell)["tag"]
+    # Of another profile or other code, nothing that was kept may be taken for this one's.
+    kept = folder / digest({"profile": params.model_dump(mode="json"), "code": source_fingerprint("bench", "corpus", "model", "ray_jobs")})[:12]
+    kept.mkdir(exist_ok=True)
     found: dict[str, dict[str, list[float]]] = {variant: {metric: [] for metric in METRICS} for variant in VARIANTS}
     for seed in range(1, seeds + 1):
         begin = {"release": release, "model": params.model.model_dump(mode="json"), "bootstrap": params.bootstrap.model_dump(mode="json"), "threads": 2, "seed": seed}
-        start = _once(folder, "start", begin, bootstrap)
+        start = _once(kept, "start", begin, bootstrap)
         size = {"questions": 20, "drawings": 8} if quick else {"questions": 150, "drawings": 48}
         plans = [{"variant": variant, "seed": seed, "steps": steps, "release": release, "start": {k: start[k] for k in ("prefix", "content_hash")}, **size} for variant in VARIANTS]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for plan, scores in zip(plans, pool.map(lambda plan: _once(folder, plan["variant"], plan, _in_a_process), plans)):
+            for plan, scores in zip(plans, pool.map(lambda plan: _once(kept, plan["variant"], plan, _in_a_process), plans)):
                 _tell(f"{plan['variant']}, seed {seed}: " + ", ".join(f"{metric} {score:.3f}" for metric, score in scores.items()))
                 for metric, score in scores.items():
                     found[plan["variant"]][metric].append(score)
