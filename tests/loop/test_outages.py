@@ -1,5 +1,7 @@
-"""A stage that is disturbed: its worker, its job, its cluster are killed, the store goes away, somebody stops it."""
+"""A stage that is disturbed: its worker, its job, its cluster are killed, the store goes away, its node is drained, somebody stops it."""
 
+import json
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -8,11 +10,13 @@ import psutil
 import pytest
 
 from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job, stop_job
+from infra.stack import BIN, RAY_CPUS
 from infra.store import StoreUnavailable, log_store, model_store
+from ray_jobs import run_log
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
 
 pytestmark = pytest.mark.slow
-OUTAGE_S = 30
+OUTAGE_S, DRAIN_S = 30, 20
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,13 @@ class Running(threading.Thread):
                 pass
             time.sleep(0.1)
         raise AssertionError(f"no checkpoint of step {step}: {self.outcome or self.lines[-5:]}")
+
+    def until_told(self, words: str) -> None:
+        """Wait for a line of the job."""
+        end = time.monotonic() + 120
+        while not any(words in line for line in self.lines):
+            assert time.monotonic() < end and self.is_alive(), (words, self.outcome, self.lines[-5:])
+            time.sleep(0.1)
 
     def ended(self):
         self.join(timeout=180)
@@ -130,3 +141,64 @@ def test_a_run_that_was_stopped_and_lost_its_cluster_ends_with_the_same_weights(
     stack.up()
     result = run_job(spec, on_log=lambda line: None).result
     assert (result["content_hash"], result["history"]) == (undisturbed["content_hash"], undisturbed["history"])
+
+
+def _ray(stack, *words: str) -> str:
+    return subprocess.run([BIN / "ray", *words], env=stack._environment(), capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+class Node:
+    """One more node of the stack's cluster, on this machine; two workers have room on it."""
+
+    def __init__(self, stack):
+        self.stack = stack
+        before = self._all()
+        limits = ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000", "--dashboard-agent-listen-port=0"]
+        command = [BIN / "ray", "start", f"--address={stack.settings.ray_address}", "--node-ip-address=127.0.0.1", "--block", *limits]
+        self.process = psutil.Popen(command, env=stack._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 60
+        while not (new := self._all() - before):
+            assert time.monotonic() < end, "the node did not come up"
+        (self.id,) = new
+
+    def drain(self, seconds: int) -> None:
+        """What a cloud does before it takes a node back."""
+        about = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", f"--deadline-remaining-seconds={seconds}"]
+        _ray(self.stack, "drain-node", f"--node-id={self.id}", f"--address={self.stack.settings.ray_address}", *about)
+
+    def _all(self) -> set[str]:
+        nodes = json.loads(_ray(self.stack, "list", "nodes", "--format=json", "--filter=state=ALIVE", f"--address={self.stack.settings.ray_dashboard_url}"))
+        return {node["node_id"] for node in nodes}
+
+
+@pytest.fixture
+def full(stack):
+    """The stack's own node has no room for a stage."""
+    hold = _ray(stack, "job", "submit", "--no-wait", "--submission-id=hold", f"--entrypoint-num-cpus={RAY_CPUS - 1}", f"--address={stack.settings.ray_dashboard_url}", "--", "sleep", "600")
+    yield hold
+    _ray(stack, "job", "stop", f"--address={stack.settings.ray_dashboard_url}", "hold")
+
+
+@pytest.mark.timeout(600, func_only=True)
+def test_a_drained_node_costs_no_saved_step(inputs, stack, full):
+    changed = {"stage": inputs["stage"] | {"steps": 200, "evaluate_every": None}, "training": inputs["training"] | {"checkpoint_every": 10_000, "log_every": 5}}
+    spec = JobSpec("drained", "ray_jobs.train", inputs | changed)
+    nodes = []
+    try:
+        nodes.append(Node(stack))
+        running = Running(spec)
+        running.until_told("step 5/200")
+        nodes.append(Node(stack))
+        nodes[0].drain(DRAIN_S)
+        deadline = time.monotonic() + DRAIN_S
+        running.until_committed(1)
+        saved = newest(spec)
+        time.sleep(max(0.0, deadline - time.monotonic()))
+        kill_tree(nodes[0].process)
+        result = running.ended()
+        assert not isinstance(result, Exception), result
+        assert result["steps"] == 200
+        assert [event["step"] for event in run_log.read(result["run"]).events if event["kind"] == "resumed"] == [saved]
+    finally:
+        for node in nodes:
+            kill_tree(node.process)

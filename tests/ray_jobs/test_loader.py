@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from random import Random
 
 import pytest
 import torch
@@ -61,6 +62,23 @@ def seen(batches) -> dict[str, list[tuple[int, str]]]:
         for key in batch.drawn:
             found.setdefault(key.stream, []).append((key.position, key.sample))
     return found
+
+
+def test_a_picture_to_be_understood_is_moved_and_one_to_be_edited_is_not(model):
+    talk, most = sample(3), 2
+    still, moving = (Planner(model, TALK.model_copy(update={"shift_pixels": shift, "dropout": Dropout(text=0, vit=0, vae=0)})) for shift in (0, most))
+    whole = still.plan(talk, Random(0))[0].pixels
+    wide = torch.nn.functional.pad(whole.float(), (most,) * 4, mode="replicate").to(torch.uint8)
+    height, width = whole.shape[1:]
+    places = {(top, left): wide[:, top : top + height, left : left + width] for top in range(2 * most + 1) for left in range(2 * most + 1)}
+    found = Counter()
+    for seed in range(200):
+        pixels = moving.plan(talk, Random(seed))[0].pixels
+        (place,) = (place for place, window in places.items() if torch.equal(window, pixels))
+        found[place] += 1
+    assert set(found) == set(places)
+    edit = replace(sample(3, "generation"), task="interleaved", parts=(replace(talk.parts[0], views=("vae", "vit")), *sample(3, "generation").parts))
+    assert torch.equal(moving.plan(edit, Random(0))[1].pixels, whole)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
