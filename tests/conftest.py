@@ -1,6 +1,7 @@
 """One running stack for the whole suite, in a state folder of its own; nothing outlives the session."""
 
 import os
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,8 +12,9 @@ SHARED = Path(os.environ.get("UNIMED_SHARED_DATA") or REPO.parent / "shared" / "
 
 
 def pytest_sessionstart(session):
-    """Tests never see the state, profile or credentials of the machine they run on."""
+    """Tests never see the state, profile or credentials of the machine they run on; told to end, they take down what they started."""
     forget_settings()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def forget_settings() -> None:

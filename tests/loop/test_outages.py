@@ -99,7 +99,8 @@ def kill(members: list[psutil.Process]) -> None:
 
 
 def kill_tree(process: psutil.Process) -> None:
-    kill([*process.children(recursive=True), process])
+    with suppress(psutil.NoSuchProcess):
+        kill([*process.children(recursive=True), process])
 
 
 @pytest.mark.timeout(900, func_only=True)
