@@ -36,6 +36,7 @@ def data_add(
         if place and not place.exists():
             raise console.fail(f"{place} does not exist", console.USAGE)
     console.needs_stack()
+    console.results_only()
     from ray_jobs.ingest import add_source
 
     said = {"license": license, "modality": modality, "attribution": attribution, "split": split, "columns": named, "image_root": image_root}

@@ -33,7 +33,12 @@ def counter(what: str, every_s: float = 2.0) -> Callable[[int, int | None], None
 
 def show(result: object, as_json: bool, human: Callable[[], str]) -> None:
     """The result, for programs or for people."""
-    typer.echo(json.dumps(result, indent=1, default=str, ensure_ascii=False) if as_json else human())
+    typer.echo(json.dumps(result, indent=1, default=str, ensure_ascii=False) if as_json else human(), file=sys.__stdout__)
+
+
+def results_only() -> None:
+    """From here on stdout is for results alone: a driver of Ray prints the cluster's warnings there, whatever it is told."""
+    sys.stdout = sys.stderr
 
 
 def needs_stack() -> None:

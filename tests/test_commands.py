@@ -28,6 +28,12 @@ def test_a_share_of_the_steps_is_a_share(share):
     assert run("flows.cli", "retrain", "--share", share).returncode == 2
 
 
+def test_what_libraries_print_stays_out_of_the_result():
+    said = "import json; from flows import console; console.results_only(); print('(raylet) WARNING: many workers'); console.show({'kept': 1}, True, str)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, timeout=60)
+    assert json.loads(done.stdout) == {"kept": 1} and "many workers" in done.stderr
+
+
 @pytest.mark.parametrize("bench, count", [("network", 4), pytest.param("training", 4, marks=pytest.mark.slow)])
 def test_a_bench_prints_rows(bench, count):
     done = run(f"bench.{bench}", "--quick", "--json")
