@@ -36,9 +36,12 @@ def _scaled(width: int, height: int, scale: float, stride: int) -> tuple[int, in
 
 def resize(image: Image.Image, rule: ResizeRule, images: int = 1) -> Image.Image:
     """The picture as RGB in its target size (bicubic)."""
-    image = to_rgb(image)
+    # Grey is resized in its one channel: the same values in a third of the time.
+    if image.mode != "L" or "transparency" in image.info:
+        image = to_rgb(image)
     size = target_size(*image.size, rule, images)
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+    resized = image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+    return resized if resized.mode == "RGB" else resized.convert("RGB")
 
 
 def to_pixels(image: Image.Image) -> Tensor:

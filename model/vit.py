@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.config import ViTConfig
+from model.preprocess import scaled
 
 
 def patchify(image: Tensor, patch: int) -> Tensor:
@@ -66,7 +67,7 @@ class _Embeddings(nn.Module):
         self.position_embedding = nn.Embedding((config.image_size // config.patch_size) ** 2, config.hidden_size)
 
     def forward(self, patches: Tensor, position_ids: Tensor) -> Tensor:
-        return self.patch_embedding(patches.to(self.patch_embedding.weight.dtype)) + self.position_embedding(position_ids)
+        return self.patch_embedding(scaled(patches).to(self.patch_embedding.weight.dtype)) + self.position_embedding(position_ids)
 
 
 class _Encoder(nn.Module):
@@ -92,7 +93,7 @@ class _VisionTransformer(nn.Module):
 
 
 class VisionModel(nn.Module):
-    """Patches [n, p*p*3] of several images, `lengths` patches each, to features [n, hidden]."""
+    """Patches [n, p*p*3], in 8 bits or in [-1, 1], of several images, `lengths` patches each, to features [n, hidden]."""
 
     def __init__(self, config: ViTConfig):
         super().__init__()

@@ -9,8 +9,7 @@ import random
 from collections.abc import Callable
 from functools import lru_cache
 
-import numpy as np
-import torch
+import torch.nn.functional as F
 from PIL import Image as Pillow
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from model import UniMedVL
 from model.config import ResizeRule
 from model.curriculum import StageParams
 from model.packing import Item, TextItem, VAEItem, ViTItem
-from model.preprocess import resize
+from model.preprocess import resize, to_pixels
 
 
 class Planner:
@@ -71,9 +70,8 @@ class Planner:
 
     def _load_edged(self, data: bytes) -> Tensor:
         """The picture with as many edge pixels on every side as it may be moved."""
-        pixels = np.asarray(resize(Pillow.open(io.BytesIO(data)), self._vit_rule))
-        most = self.stage.shift_pixels
-        return torch.from_numpy(np.pad(pixels, ((most, most), (most, most), (0, 0)), mode="edge")).permute(2, 0, 1)
+        pixels, most = to_pixels(resize(Pillow.open(io.BytesIO(data)), self._vit_rule)), self.stage.shift_pixels
+        return F.pad(pixels, (most, most, most, most), mode="replicate") if most else pixels
 
     def _load_latent(self, data: bytes) -> Tensor:
         return self._encode([resize(Pillow.open(io.BytesIO(data)), self._vae_rule)])[0].cpu()
