@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
+from model.config import ModelConfig, ViTConfig
 from model.positions import grid_ids
 from model.preprocess import scaled
 from model.vae import latent_to_tokens
@@ -113,7 +113,8 @@ class _Packer:
     config: ModelConfig
     text_ids: list[int] = field(default_factory=list)
     text_indexes: list[int] = field(default_factory=list)
-    vit_patches: list[Tensor] = field(default_factory=list)
+    pictures: list[Tensor] = field(default_factory=list)
+    vit_lengths: list[int] = field(default_factory=list)
     vit_indexes: list[int] = field(default_factory=list)
     vit_position_ids: list[Tensor] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
@@ -176,12 +177,13 @@ class _Packer:
 
     def _add_vit(self, item: ViTItem, start: int) -> int:
         patch = self.config.vit.patch_size
-        patches = patchify(item.pixels, patch)
         rows, columns = item.pixels.shape[1] // patch, item.pixels.shape[2] // patch
-        self.vit_patches.append(patches)
+        count = rows * columns
+        self.pictures.append(item.pixels)
+        self.vit_lengths.append(count)
         self.vit_position_ids.append(grid_ids(rows, columns, self.config.vit_max_num_patch_per_side))
-        self.vit_indexes.extend(range(start, start + len(patches)))
-        return len(patches)
+        self.vit_indexes.extend(range(start, start + count))
+        return count
 
     def _add_latent(self, item: VAEItem, start: int) -> int:
         patch = self.config.latent_patch_size
@@ -203,16 +205,15 @@ def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
     packer = _Packer(config)
     for items in samples:
         packer.add_sample(items)
-    patch_width = config.vit.num_channels * config.vit.patch_size**2
     target_rows = [row for row, draw in enumerate(packer.timestep_draws) if draw != CLEAN]
     long = torch.long
     return PackedSequence(
         text_ids=torch.tensor(packer.text_ids, dtype=long),
         text_indexes=torch.tensor(packer.text_indexes, dtype=long),
-        vit_patches=_joined(packer.vit_patches) if packer.vit_patches else torch.zeros(0, patch_width),
+        vit_patches=_patches(packer.pictures, packer.vit_lengths, config.vit),
         vit_indexes=torch.tensor(packer.vit_indexes, dtype=long),
         vit_position_ids=_cat_ids(packer.vit_position_ids),
-        vit_lengths=[len(p) for p in packer.vit_patches],
+        vit_lengths=packer.vit_lengths,
         latents=torch.cat(packer.latents) if packer.latents else torch.zeros(0, config.latent_dim),
         latent_indexes=torch.tensor(packer.latent_indexes, dtype=long),
         latent_position_ids=_cat_ids(packer.latent_position_ids),
@@ -229,11 +230,14 @@ def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
     )
 
 
-def _joined(patches: list[Tensor]) -> Tensor:
-    """All patches in one, scaled where some already are."""
-    if any(p.is_floating_point() for p in patches):
-        patches = [scaled(p) for p in patches]
-    return torch.cat(patches)
+def _patches(pictures: list[Tensor], lengths: list[int], config: ViTConfig) -> Tensor:
+    """Patches of all pictures, scaled where some picture already is."""
+    if any(picture.is_floating_point() for picture in pictures):
+        pictures = [scaled(picture) for picture in pictures]
+    made = torch.empty(sum(lengths), config.num_channels * config.patch_size**2, dtype=pictures[0].dtype if pictures else None)
+    for picture, place in zip(pictures, made.split(lengths)):
+        patchify(picture, config.patch_size, out=place)
+    return made
 
 
 def _cat_ids(ids: list[Tensor]) -> Tensor:

@@ -28,6 +28,7 @@ def interpolated_grid_ids(rows: int, columns: int, table_side: int) -> Tensor:
     return (row[:, None] * table_side + column).flatten()
 
 
+@lru_cache
 def grid_ids(rows: int, columns: int, table_side: int) -> Tensor:
     """Row-major indices [rows*columns] into a `table_side` x `table_side` table.
 

@@ -9,11 +9,14 @@ from model.config import ViTConfig
 from model.preprocess import scaled
 
 
-def patchify(image: Tensor, patch: int) -> Tensor:
-    """(C, H, W) -> [H/p * W/p, p*p*C] with inner order (row, column, channel)."""
+def patchify(image: Tensor, patch: int, out: Tensor | None = None) -> Tensor:
+    """(C, H, W) -> [H/p * W/p, p*p*C] with inner order (row, column, channel), written into `out` if it is given."""
     channels, height, width = image.shape
-    x = image.reshape(channels, height // patch, patch, width // patch, patch)
-    return x.permute(1, 3, 2, 4, 0).reshape(-1, patch * patch * channels)
+    x = image.reshape(channels, height // patch, patch, width // patch, patch).permute(1, 3, 2, 4, 0)
+    if out is None:
+        return x.reshape(-1, patch * patch * channels)
+    out.view(x.shape).copy_(x)
+    return out
 
 
 class _Attention(nn.Module):
