@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from model.config import ModelConfig
-from model.preprocess import resize, to_pixels
+from model.preprocess import fit, to_pixels
 
 # The published rule at 224 px: 16 x 16 patches.
 CONFIG = ModelConfig(image={"vit": {"max_size": 224, "min_size": 224, "stride": 14}}, vit_max_num_patch_per_side=16)
@@ -28,7 +28,7 @@ PEERS = {"webdataset": "webdataset", "mosaicml-streaming": "streaming", "litdata
 
 
 def decoded(data: bytes) -> Tensor:
-    return to_pixels(resize(Image.open(io.BytesIO(data)), CONFIG.image.vit))
+    return to_pixels(fit(Image.open(io.BytesIO(data)), CONFIG.image.vit))
 
 
 def ours(plan: dict) -> Callable[[], int]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.outage import patiently
-from infra.records import write_atomic
+from infra.records import replacing, write_atomic
 from infra.store import MissingObject, ObjectStore
 
 KEPT = ".arrow"
@@ -83,7 +83,7 @@ class ShardCache:
             try:
                 with self._alone(file):
                     if not self._place(file).exists():
-                        self._keep(file, _to_arrow(self._fetch(file, 0)))
+                        self._keep(file, self._fetch(file, 0))
             except OSError:
                 pass
             finally:
@@ -106,8 +106,8 @@ class ShardCache:
         with self._alone(file):
             if there := self._mapped(file):
                 return there
-            arrow = _to_arrow(self._fetch(file, self.outage_minutes))
-            return (self._keep(file, arrow) and self._mapped(file)) or _Shard(pa.BufferReader(arrow), None)
+            parquet = self._fetch(file, self.outage_minutes)
+            return (self._keep(file, parquet) and self._mapped(file)) or _in_memory(parquet)
 
     def _mapped(self, file: dict) -> "_Shard | None":
         """The shard as it lies in the folder, locked; None if it does not."""
@@ -143,15 +143,16 @@ class ShardCache:
         with _locked(self.folder / "locks" / file["md5"]):
             yield
 
-    def _keep(self, file: dict, arrow: pa.Buffer) -> bool:
+    def _keep(self, file: dict, parquet: bytes) -> bool:
         """Write a shard into the folder, if room can be made for it."""
         with _locked(self.folder / "locks" / "room"):
             for torn in self.folder.glob(f".*{KEPT}.*"):  # all writing is done under this lock: whoever wrote it was killed
                 torn.unlink()
-            if not self._make_room(arrow.size):
+            if not self._make_room(_arrow_bytes(parquet)):
                 return False
             try:
-                write_atomic(self._place(file), arrow)
+                with replacing(self._place(file)) as beside, pa.OSFile(str(beside), "wb") as sink:
+                    _write_arrow(parquet, sink)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
@@ -193,13 +194,25 @@ class _Shard:
 _MEND = "`unimed data verify` checks the release, `dvc push` from a good copy mends it"
 
 
-def _to_arrow(parquet: bytes) -> pa.Buffer:
-    """A shard in Arrow's file format, a record batch a row group."""
-    source, sink = pq.ParquetFile(io.BytesIO(parquet)), pa.BufferOutputStream()
+def _write_arrow(parquet: bytes, sink: pa.NativeFile) -> None:
+    """Write a shard in Arrow's file format, a record batch a row group; one of them is in memory at a time."""
+    source = pq.ParquetFile(pa.BufferReader(parquet))
     with pa.ipc.new_file(sink, source.schema_arrow) as file:
         for group in range(source.num_row_groups):
             file.write_table(source.read_row_group(group, use_threads=False))
-    return sink.getvalue()
+
+
+def _arrow_bytes(parquet: bytes) -> int:
+    """What `_write_arrow` writes of a shard."""
+    counted = pa.MockOutputStream()
+    _write_arrow(parquet, counted)
+    return counted.size()
+
+
+def _in_memory(parquet: bytes) -> _Shard:
+    sink = pa.BufferOutputStream()
+    _write_arrow(parquet, sink)
+    return _Shard(pa.BufferReader(sink.getvalue()), None)
 
 
 def _unlink_unread(path: Path) -> bool:

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,11 +28,18 @@ def file_sha256(path: Path) -> str:
 
 def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write beside the target, then rename over it."""
+    with replacing(path, mode) as beside:
+        beside.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """An empty file beside the target to write into; it takes the target's place in the end, or goes if that is not reached."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        yield Path(name)
         os.chmod(name, mode)
         os.replace(name, path)
     except BaseException:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from functools import lru_cache
 
-import torch.nn.functional as F
+import numpy as np
 from PIL import Image as Pillow
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from model import UniMedVL
 from model.config import ResizeRule
 from model.curriculum import StageParams
 from model.packing import Item, TextItem, VAEItem, ViTItem
-from model.preprocess import resize, to_pixels
+from model.preprocess import fit, resize, to_pixels
 
 
 class Planner:
@@ -70,8 +70,8 @@ class Planner:
 
     def _load_edged(self, data: bytes) -> Tensor:
         """The picture with as many edge pixels on every side as it may be moved."""
-        pixels, most = to_pixels(resize(Pillow.open(io.BytesIO(data)), self._vit_rule)), self.stage.shift_pixels
-        return F.pad(pixels, (most, most, most, most), mode="replicate") if most else pixels
+        picture, most = np.asarray(fit(Pillow.open(io.BytesIO(data)), self._vit_rule)), self.stage.shift_pixels
+        return to_pixels(np.pad(picture, ((most, most), (most, most), (0, 0))[: picture.ndim], mode="edge"))
 
     def _load_latent(self, data: bytes) -> Tensor:
         return self._encode([resize(Pillow.open(io.BytesIO(data)), self._vae_rule)])[0].cpu()
@@ -93,9 +93,9 @@ def _by_content(load: Callable[[bytes], Tensor], most: int) -> Callable:
         if found is None:
             found = load(image.data)
             held[image.sha256] = found
-            size += found.nbytes
+            size += found.untyped_storage().nbytes()
             while size > most and len(held) > 1:
-                size -= held.pop(next(iter(held))).nbytes
+                size -= held.pop(next(iter(held))).untyped_storage().nbytes()
         return found
 
     return get
