@@ -48,10 +48,15 @@ def fit(image: Image.Image, rule: ResizeRule, images: int = 1) -> Image.Image:
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def to_pixels(picture: Image.Image | np.ndarray) -> Tensor:
-    """RGB or grey picture, or the array of one, to (3, H, W) in 8 bits; a grey one's channels are one in memory."""
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels.expand(3, -1, -1)
+def to_planes(image: Image.Image) -> Tensor:
+    """RGB picture to (3, H, W), grey one to (1, H, W), in 8 bits."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.permute(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """RGB or grey picture to (3, H, W) in 8 bits; a grey one's channels are one in memory."""
+    return to_planes(image).expand(3, -1, -1)
 
 
 def scaled(pixels: Tensor) -> Tensor:

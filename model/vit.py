@@ -15,7 +15,10 @@ def patchify(image: Tensor, patch: int, out: Tensor | None = None) -> Tensor:
     x = image.reshape(channels, height // patch, patch, width // patch, patch).permute(1, 3, 2, 4, 0)
     if out is None:
         return x.reshape(-1, patch * patch * channels)
-    out.view(x.shape).copy_(x)
+    places = out.view(x.shape)
+    # One after the other: where they are one in memory, all at once takes five times as long.
+    for channel in range(channels):
+        places[..., channel] = x[..., channel]
     return out
 
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 from functools import lru_cache
 
-import numpy as np
+import torch.nn.functional as F
 from PIL import Image as Pillow
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from model import UniMedVL
 from model.config import ResizeRule
 from model.curriculum import StageParams
 from model.packing import Item, TextItem, VAEItem, ViTItem
-from model.preprocess import fit, resize, to_pixels
+from model.preprocess import fit, resize, to_planes
 
 
 class Planner:
@@ -66,12 +66,12 @@ class Planner:
     def _window(self, image: Image, top: int, left: int) -> Tensor:
         """So much of the picture and its edges as the picture has pixels."""
         edged, edges = self._edged(image), 2 * self.stage.shift_pixels
-        return edged[:, top : top + edged.shape[1] - edges, left : left + edged.shape[2] - edges]
+        return edged[:, top : top + edged.shape[1] - edges, left : left + edged.shape[2] - edges].expand(3, -1, -1)
 
     def _load_edged(self, data: bytes) -> Tensor:
-        """The picture with as many edge pixels on every side as it may be moved."""
-        picture, most = np.asarray(fit(Pillow.open(io.BytesIO(data)), self._vit_rule)), self.stage.shift_pixels
-        return to_pixels(np.pad(picture, ((most, most), (most, most), (0, 0))[: picture.ndim], mode="edge"))
+        """The picture's planes with as many edge pixels on every side as it may be moved."""
+        planes, most = to_planes(fit(Pillow.open(io.BytesIO(data)), self._vit_rule)), self.stage.shift_pixels
+        return F.pad(planes, (most, most, most, most), mode="replicate") if most else planes
 
     def _load_latent(self, data: bytes) -> Tensor:
         return self._encode([resize(Pillow.open(io.BytesIO(data)), self._vae_rule)])[0].cpu()
@@ -93,9 +93,9 @@ def _by_content(load: Callable[[bytes], Tensor], most: int) -> Callable:
         if found is None:
             found = load(image.data)
             held[image.sha256] = found
-            size += found.untyped_storage().nbytes()
+            size += found.nbytes
             while size > most and len(held) > 1:
-                size -= held.pop(next(iter(held))).untyped_storage().nbytes()
+                size -= held.pop(next(iter(held))).nbytes
         return found
 
     return get
