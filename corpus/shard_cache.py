@@ -145,10 +145,11 @@ class ShardCache:
 
     def _keep(self, file: dict, parquet: bytes) -> bool:
         """Write a shard into the folder, if room can be made for it."""
+        size = _arrow_bytes(parquet)
         with _locked(self.folder / "locks" / "room"):
             for torn in self.folder.glob(f".*{KEPT}.*"):  # all writing is done under this lock: whoever wrote it was killed
                 torn.unlink()
-            if not self._make_room(_arrow_bytes(parquet)):
+            if not self._make_room(size):
                 return False
             try:
                 with replacing(self._place(file)) as beside, pa.OSFile(str(beside), "wb") as sink:

@@ -30,7 +30,7 @@ def interpolated_grid_ids(rows: int, columns: int, table_side: int) -> Tensor:
 
 @lru_cache
 def grid_ids(rows: int, columns: int, table_side: int) -> Tensor:
-    """Row-major indices [rows*columns] into a `table_side` x `table_side` table.
+    """Row-major indices [rows*columns] into a `table_side` x `table_side` table. Equal grids share one tensor.
 
     Raises:
         ValueError: the grid is larger than the table.

@@ -29,7 +29,7 @@ def test_a_share_of_the_steps_is_a_share(share):
 
 
 def test_what_libraries_print_stays_out_of_the_result():
-    said = "import json; from flows import console; console.results_only(); print('(raylet) WARNING: many workers'); console.show({'kept': 1}, True, str)"
+    said = "from flows import console; console.results_only(); print('(raylet) WARNING: many workers'); console.show({'kept': 1}, True, str)"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, timeout=60)
     assert json.loads(done.stdout) == {"kept": 1} and "many workers" in done.stderr
 
