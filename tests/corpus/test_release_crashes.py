@@ -77,6 +77,7 @@ def test_a_killed_release_leaves_none_and_the_same_command_completes_it(clinic, 
     assert release()["how"] == "up to date"
 
 
+@pytest.mark.slow
 def test_a_release_that_loses_its_store_is_completed_when_it_is_back(clinic):
     before = tags()
     clinic(20)
