@@ -6,8 +6,10 @@ thread; a stream's whole state is a few small values, saved with every checkpoin
 """
 
 import copy
+import os
 import queue
 import random
+import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -27,6 +29,8 @@ AHEAD = 256
 MOST_SKIPPED = 1000
 # A thread that still waits for a silent store when the loader is closed is left to itself after so long.
 CLOSE_S = 5.0
+# The thread's priority, beside the trainer's 0; the longest that it keeps the interpreter while others wait for it.
+NICE, SWITCH_S = 10, 0.0005
 
 
 @dataclass(frozen=True)
@@ -224,6 +228,7 @@ class Loader:
     def _make(self, threads: int, made: queue.Queue, ending: threading.Event) -> None:
         # Every thread starts with as many as there are cores.
         torch.set_num_threads(threads)
+        _give_way()
         streams = self._streams
         while not ending.is_set():
             try:
@@ -240,6 +245,13 @@ class Loader:
             skipped, stream.skipped = skipped + stream.skipped, []
         tokens = sum(made.length for made in packs.values())
         return Batch(packs, drawn, _states(streams), skipped, tokens, self.stage.tokens_per_pack * len(packs))
+
+
+def _give_way() -> None:
+    """Leave the core and the interpreter to whoever trains: this thread is ahead of it anyway."""
+    if sys.platform == "linux":  # where each thread has a priority of its own, and those that it starts inherit it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+    sys.setswitchinterval(SWITCH_S)
 
 
 def _states(streams: list[Stream]) -> dict[str, dict]:

@@ -13,6 +13,7 @@ from model.curriculum import StageParams, TrainingParams
 from model.losses import TokenCounts, count, step_loss
 from model.packing import PackedSequence
 from model.unimedvl import UniMedVL
+from ray_jobs.flat_gradients import FlatGradients
 from ray_jobs.place import Place
 from ray_jobs.training_state import TrainingState
 
@@ -39,6 +40,7 @@ class Stepper:
     def __init__(self, model: UniMedVL, state: TrainingState, stage: StageParams, training: TrainingParams, seed: int, place: Place):
         self.model, self.state, self.stage, self.training, self.seed, self.place = model, state, stage, training, seed, place
         self.sharded = training.parallel == "fsdp"
+        self.gradients = None if self.sharded else FlatGradients(list(state.parameters.values()), beside=2)
 
     def step(self, packs: dict[str, PackedSequence], stop: bool = False) -> Outcome:
         """Forward, backward, clip and update; a step that the watchdog calls bad changes nothing but the count of steps."""
@@ -47,7 +49,7 @@ class Stepper:
         optimiser, progress = self.state.optimiser, self.state.progress
         for group in optimiser.param_groups:
             group["lr"] = self.stage.learning_rate_at(progress.step)
-        optimiser.zero_grad(set_to_none=False)
+        self._forget_gradients()
         losses = torch.zeros(2)
         for name, pack in packs.items():
             losses += self._backward(name, pack, TokenCounts(ce_total, mse_total))
@@ -92,19 +94,17 @@ class Stepper:
         dist.all_reduce(there)
         return there.cpu()
 
+    def _forget_gradients(self) -> None:
+        if self.gradients:
+            self.gradients.zero()
+        else:
+            self.state.optimiser.zero_grad(set_to_none=False)
+
     def _sum_gradients(self, losses: Tensor) -> Tensor:
         """Add up unsharded gradients, and the losses with them; returns the losses."""
-        if self.sharded or self.place.workers == 1:
+        if not self.gradients or self.place.workers == 1:
             return self.sum(losses)
-        parameters = list(self.state.parameters.values())
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([losses.to(self.place.device), *(p.grad.flatten() for p in parameters)])
-        dist.all_reduce(flat)
-        summed, *parts = flat.split([2, *(p.numel() for p in parameters)])
-        torch._foreach_copy_([p.grad for p in parameters], [part.view_as(p) for p, part in zip(parameters, parts)])
-        return summed.cpu()
+        return self.gradients.sum_over_workers(losses)
 
     def _clip(self) -> float:
         norm = nn.utils.clip_grad_norm_(self.state.parameters.values(), self.stage.max_grad_norm)
