@@ -33,6 +33,8 @@ def decoded(data: bytes) -> Tensor:
 
 def ours(plan: dict) -> Callable[[], int]:
     """The stage's loader on one of the streams: draw, read, decode, resize, tokenise and pack."""
+    import pandas  # noqa: F401 (pyarrow imports it with the first table)
+
     from corpus.reader import ReleaseReader
     from corpus.shard_cache import ShardCache
     from infra.store import corpus_store

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.contestants import SHARD_BYTES
 from bench.corpus import FEW, with_store
 from bench.loading import loading
 from bench.rows import Row, report
@@ -34,13 +35,15 @@ def measure(quick: bool) -> list[Row]:
         if quick:
             small = {"tokens_per_pack": 256}
             return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False, stage=small), *loading(Path(folder), 60, 1, peers=False)], FEW)
-        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True, stage={}), *loading(Path(folder), 6144, 3, peers=True)], {}, ("s3", "ray"))
+        shards = {"shards": {"target_bytes": SHARD_BYTES}}  # as everybody's
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True, stage={}), *loading(Path(folder), 6144, 3, peers=True)], shards, ("s3", "ray"))
 
 
 def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict) -> list[Row]:
     """What a step waits for, what a checkpoint and a restart cost, what Ray and a second worker change; `stage` is what differs from the profile's."""
     bench = _Stages(folder, steps, stage)
-    kinds = {"alone": bench.alone, **({"ray": bench.under_ray, "two": bench.two, "apart": bench.apart} if ray else {})}
+    more = {"ray": bench.under_ray, "two": bench.two, "apart": bench.apart, "alone-of-four": bench.alone_of_four, "two-of-four": bench.two_of_four}
+    kinds = {"alone": bench.alone, **(more if ray else {})}
     runs = {kind: [] for kind in kinds}
     for turn in range(repeats):
         for kind, run in kinds.items():
@@ -52,9 +55,10 @@ def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict) -> li
         Row("resume, to the end of the first step", 1 / statistics.median(bench.resume(turn) for turn in range(repeats)), "1/s", "10 s", 0.1, goal=1.0),
     ]
     if ray:
-        under, two, apart = (statistics.median(run["rate"] for run in runs[kind]) for kind in ("ray", "two", "apart"))
+        under, two, apart, one_of_four, two_of_four = (statistics.median(run["rate"] for run in runs[kind]) for kind in more)
         rows.append(Row("steps under Ray Train, one worker", under, "tokens/s", "the bare loop", one["rate"], goal=0.97))
         rows.append(Row("two workers", two, "tokens/s", "one worker", one["rate"], goal=1.7))
+        rows.append(Row("two workers, four packs a step", two_of_four, "tokens/s", "one worker, four packs a step", one_of_four, goal=1.7))
         # What the cores allow: neither waits for the other.
         rows.append(Row("two workers", two, "tokens/s", "two runs of one worker side by side", apart, goal=0.95))
     return rows
@@ -77,12 +81,17 @@ class _Stages:
             self.begin = bootstrap.run({"release": self.release, "model": self.params.model.model_dump(), "bootstrap": begin.model_dump(), "threads": 1, "seed": 1})
 
     def alone(self, name: str) -> dict:
-        self._bare(name, 1, self._inputs(name, 1))
-        return self._told(name)
+        return self._run(name, self._inputs(name, 1))
 
     def two(self, name: str) -> dict:
-        self._bare(name, 2, self._inputs(name, 2))
-        return self._told(name)
+        return self._run(name, self._inputs(name, 2))
+
+    def alone_of_four(self, name: str) -> dict:
+        return self._run(name, self._inputs(name, 1, streams=4))
+
+    def two_of_four(self, name: str) -> dict:
+        """Two packs a worker and step, whose gradients are accumulated: there is as much to sum for twice the work."""
+        return self._run(name, self._inputs(name, 2, streams=4))
 
     def apart(self, name: str) -> dict:
         """Two runs at the same time that know nothing of each other; the rate is of both."""
@@ -105,10 +114,14 @@ class _Stages:
         begun, resumed = (self._bare(name, 1, inputs, steps) for steps in (10, 1))
         return max(resumed - begun, 0.01)
 
-    def _inputs(self, name: str, workers: int, log_every: int = LOG_EVERY) -> dict:
+    def _run(self, name: str, inputs: dict) -> dict:
+        self._bare(name, inputs["training"]["workers"], inputs)
+        return self._told(name)
+
+    def _inputs(self, name: str, workers: int, log_every: int = LOG_EVERY, streams: int = 2) -> dict:
         # One line more than is counted: the first holds the start.
         stage = self.params.curriculum[0].model_copy(update={"name": name, "steps": self.steps + LOG_EVERY, "evaluate_every": None} | self.stage)
-        training = self.params.training.model_copy(update={"workers": workers, "log_every": log_every})
+        training = self.params.training.model_copy(update={"workers": workers, "log_every": log_every, "streams": streams})
         return {"release": self.release, "start": self.begin, "stage": stage.model_dump(), "training": training.model_dump(), "seed": self.params.seed}
 
     def _bare(self, run: str, workers: int, inputs: dict, steps: int = 0) -> float:

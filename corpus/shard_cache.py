@@ -36,7 +36,7 @@ class ShardCache:
     """Files of releases by content.
 
     Args:
-        limit: bytes that shards may take; indexes are small and do not count.
+        limit: bytes that shards may take, beside one that is being written; indexes are small and do not count.
         outage_minutes: how long a silent store is waited for.
     """
 
@@ -145,27 +145,28 @@ class ShardCache:
 
     def _keep(self, file: dict, parquet: bytes) -> bool:
         """Write a shard into the folder, if room can be made for it."""
-        size = _arrow_bytes(parquet)
         with _locked(self.folder / "locks" / "room"):
             for torn in self.folder.glob(f".*{KEPT}.*"):  # all writing is done under this lock: whoever wrote it was killed
                 torn.unlink()
-            if not self._make_room(size):
-                return False
             try:
-                with replacing(self._place(file)) as beside, pa.OSFile(str(beside), "wb") as sink:
-                    _write_arrow(parquet, sink)
+                with replacing(self._place(file)) as beside:
+                    with pa.OSFile(str(beside), "wb") as sink:
+                        _write_arrow(parquet, sink)
+                    self._make_room(beside.stat().st_size)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 return False
             return True
 
-    def _make_room(self, size: int) -> bool:
+    def _make_room(self, size: int) -> None:
+        """Raises OSError (ENOSPC) where the limit leaves none."""
         if self._give_up(size):
-            return True
+            return
         with self._lock:
             self._open.clear()
-        return self._give_up(size)
+        if not self._give_up(size):
+            raise OSError(errno.ENOSPC, f"the shard cache may take {self.limit:,} bytes", str(self.folder))
 
     def _give_up(self, size: int) -> bool:
         """Delete shards that nobody has open, those asked for longest ago first, until so many bytes more are within the limit."""
@@ -189,7 +190,8 @@ class _Shard:
     def row(self, number: int) -> dict:
         place = int(np.searchsorted(self._ends, number, side="right"))
         batch = self._batches[place]
-        return batch.slice(number - self._ends[place] + len(batch), 1).to_pylist()[0]
+        within = number - self._ends[place] + len(batch)
+        return {name: column[within].as_py() for name, column in zip(batch.schema.names, batch.columns)}
 
 
 _MEND = "`unimed data verify` checks the release, `dvc push` from a good copy mends it"
@@ -201,13 +203,6 @@ def _write_arrow(parquet: bytes, sink: pa.NativeFile) -> None:
     with pa.ipc.new_file(sink, source.schema_arrow) as file:
         for group in range(source.num_row_groups):
             file.write_table(source.read_row_group(group, use_threads=False))
-
-
-def _arrow_bytes(parquet: bytes) -> int:
-    """What `_write_arrow` writes of a shard."""
-    counted = pa.MockOutputStream()
-    _write_arrow(parquet, counted)
-    return counted.size()
 
 
 def _in_memory(parquet: bytes) -> _Shard:

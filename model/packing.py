@@ -8,6 +8,7 @@ in full, and hidden from everything outside it while it is noised.
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -206,22 +207,21 @@ def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
     for items in samples:
         packer.add_sample(items)
     target_rows = [row for row, draw in enumerate(packer.timestep_draws) if draw != CLEAN]
-    long = torch.long
     return PackedSequence(
-        text_ids=torch.tensor(packer.text_ids, dtype=long),
-        text_indexes=torch.tensor(packer.text_indexes, dtype=long),
+        text_ids=_numbers(packer.text_ids),
+        text_indexes=_numbers(packer.text_indexes),
         vit_patches=_patches(packer.pictures, packer.vit_lengths, config.vit),
-        vit_indexes=torch.tensor(packer.vit_indexes, dtype=long),
+        vit_indexes=_numbers(packer.vit_indexes),
         vit_position_ids=_cat_ids(packer.vit_position_ids),
         vit_lengths=packer.vit_lengths,
         latents=torch.cat(packer.latents) if packer.latents else torch.zeros(0, config.latent_dim),
-        latent_indexes=torch.tensor(packer.latent_indexes, dtype=long),
+        latent_indexes=_numbers(packer.latent_indexes),
         latent_position_ids=_cat_ids(packer.latent_position_ids),
         timestep_draws=torch.tensor(packer.timestep_draws),
-        target_rows=torch.tensor(target_rows, dtype=long),
-        position_ids=torch.tensor(packer.position_ids, dtype=long),
-        ce_indexes=torch.tensor(packer.ce_indexes, dtype=long),
-        ce_labels=torch.tensor(packer.ce_labels, dtype=long),
+        target_rows=_numbers(target_rows),
+        position_ids=_numbers(packer.position_ids),
+        ce_indexes=_numbers(packer.ce_indexes),
+        ce_labels=_numbers(packer.ce_labels),
         ce_weights=torch.tensor(packer.ce_weights),
         sample_lens=packer.sample_lens,
         split_lens=packer.split_lens,
@@ -238,6 +238,11 @@ def _patches(pictures: list[Tensor], lengths: list[int], config: ViTConfig) -> T
     for picture, place in zip(pictures, made.split(lengths)):
         patchify(picture, config.patch_size, out=place)
     return made
+
+
+def _numbers(values: list[int]) -> Tensor:
+    """[n] int64; by way of numpy in a quarter of the time."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def _cat_ids(ids: list[Tensor]) -> Tensor:
