@@ -2,14 +2,15 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 from corpus import quality
 from corpus.intake import Examine, Examined
 from corpus.params import CorpusParams
+from corpus.readers.pictures import PictureBytes
 from corpus.record import Record
 
-BATCH = 32
+# A batch is this many records, or fewer where their pictures are large.
+BATCH, BATCH_BYTES = 128, 4 * 2**20
 
 
 def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
@@ -27,8 +28,8 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
     known = ray.put((params.quality, salt))
 
     def examine(records: Iterable[Record]) -> Iterator[Examined]:
-        stream, under_way = iter(records), deque()
-        while batch := list(islice(stream, BATCH)):
+        under_way = deque()
+        for batch in _batches(records):
             under_way.append(task.remote(batch, known))
             if len(under_way) > cores:
                 yield from ray.get(under_way.popleft())
@@ -36,6 +37,19 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
             yield from ray.get(under_way.popleft())
 
     return examine
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch, size = [], 0
+    for record in records:
+        batch.append(record)
+        # Those that are no bytes yet are decoded one at a time.
+        size += sum(len(picture.data) for picture in (*record.images, record.target) if isinstance(picture, PictureBytes))
+        if len(batch) == BATCH or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _examine_batch(records: list[Record], known: tuple) -> list[Examined]:
