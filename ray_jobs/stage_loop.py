@@ -73,6 +73,8 @@ class StageRun:
             outcome = self.stepper.step(batch.packs, stop=self.notice.given())
             self.meter.stepped(outcome)
             self._note(batch, outcome)
+            # While the loader's thread has nothing to do: each tensor that ends lets another thread run first.
+            del batch
             if self.progress.watchdog.gives_up(self.training.anomaly):
                 if not self._roll_back():
                     return "diverged"

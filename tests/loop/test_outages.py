@@ -126,6 +126,20 @@ def test_killed_processes_and_a_silent_store_leave_no_trace_in_the_weights(input
 
 
 @pytest.mark.timeout(900, func_only=True)
+def test_a_worker_that_is_told_to_end_is_started_again(inputs, undisturbed):
+    spec = JobSpec("ended-worker", "ray_jobs.train", inputs)
+    running = Running(spec)
+    running.until_committed(10)
+    before = processes("RayTrainWorker")
+    before[0].terminate()
+    assert before[0] in psutil.wait_procs(before[:1], timeout=30)[0]
+    result = running.ended()
+    assert not isinstance(result, Exception), result
+    assert (result["content_hash"], result["history"]) == (undisturbed["content_hash"], undisturbed["history"])
+    assert any(event["kind"] == "resumed" for event in run_log.read(spec.submission_id).events)
+
+
+@pytest.mark.timeout(900, func_only=True)
 def test_a_run_that_was_stopped_and_lost_its_cluster_ends_with_the_same_weights(inputs, undisturbed, stack):
     spec = JobSpec("told", "ray_jobs.train", inputs)
     running = Running(spec)
