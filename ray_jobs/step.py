@@ -1,8 +1,10 @@
 """One optimiser step over all packs of all workers."""
 
 import hashlib
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -45,14 +47,14 @@ class Stepper:
     def step(self, packs: dict[str, PackedSequence], stop: bool = False) -> Outcome:
         """Forward, backward, clip and update; a step that the watchdog calls bad changes nothing but the count of steps."""
         counts = sum((count(pack) for pack in packs.values()), TokenCounts())
-        ce_total, mse_total, stops = self.sum(torch.tensor([counts.ce, counts.mse, int(stop)])).tolist()
+        totals = self._sum_soon(torch.tensor([counts.ce, counts.mse, int(stop)]))
         optimiser, progress = self.state.optimiser, self.state.progress
         for group in optimiser.param_groups:
             group["lr"] = self.stage.learning_rate_at(progress.step)
         self._forget_gradients()
         losses = torch.zeros(2)
         for name, pack in packs.items():
-            losses += self._backward(name, pack, TokenCounts(ce_total, mse_total))
+            losses += self._backward(name, pack, totals)
         ce, mse = self._sum_gradients(losses).tolist()
         norm = self._clip()
         good = progress.watchdog.is_good(self.stage.ce_weight * ce + self.stage.mse_weight * mse, norm, self.training.anomaly)
@@ -60,13 +62,13 @@ class Stepper:
             optimiser.step()
             self.state.ema.update(progress.step)
         progress.step += 1
-        return Outcome(ce, mse, norm, good, bool(stops))
+        return Outcome(ce, mse, norm, good, bool(totals()[2]))
 
-    def _backward(self, name: str, pack: PackedSequence, totals: TokenCounts) -> Tensor:
+    def _backward(self, name: str, pack: PackedSequence, totals: Callable[[], Tensor]) -> Tensor:
         noise = self.noise(pack, name).to(self.place.device, non_blocking=True)
         with self._precision():
             losses = self.model(pack.to(self.place.device), noise)
-        loss, ce, mse = step_loss(losses, totals, self.stage.ce_weight, self.stage.mse_weight)
+        loss, ce, mse = step_loss(losses, TokenCounts(*totals()[:2].tolist()), self.stage.ce_weight, self.stage.mse_weight)
         loss.backward()
         return torch.tensor([ce, mse])
 
@@ -88,11 +90,21 @@ class Stepper:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all workers, on the CPU."""
+        return self._sum_soon(values)()
+
+    def _sum_soon(self, values: Tensor) -> Callable[[], Tensor]:
+        """What gives the sum over all workers, on the CPU; until it is asked nobody waits for it."""
         if self.place.workers == 1:
-            return values
+            return lambda: values
         there = values.to(self.place.device)
-        dist.all_reduce(there)
-        return there.cpu()
+        work = dist.all_reduce(there, async_op=True)
+
+        @cache
+        def found() -> Tensor:
+            work.wait()
+            return there.cpu()
+
+        return found
 
     def _forget_gradients(self) -> None:
         if self.gradients:
