@@ -23,7 +23,7 @@ def columns(file: Path) -> list[str]:
 
     try:
         return pq.read_schema(file).names
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files raise anything that Arrow has
         raise Unreadable("unreadable-file", f"not a whole Parquet file ({type(error).__name__})") from None
 
 
@@ -52,5 +52,5 @@ def rows(file: Path, wanted: list[str]) -> Iterator[dict]:
         with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
             for batch in table.iter_batches(batch_size=_BATCH, columns=wanted):
                 yield from batch.to_pylist()
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise Unreadable("unreadable-file", f"damaged Parquet ({type(error).__name__})") from None

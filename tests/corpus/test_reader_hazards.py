@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corpus.readers import formats
+from corpus.readers import formats, parquet
 from corpus.readers.source import Source
 from corpus.record import Unreadable
 from tests.corpus import layouts, taking_in
@@ -239,7 +239,7 @@ def test_nothing_is_unpickled(tmp_path):
     assert [r.reason for r in read(tmp_path, "med-mnist")[1]] == ["unreadable-file"]
 
 
-@pytest.mark.parametrize("shape", ["(1, 99999999, 99999999)", "(-1, 28, 28)", "()", "(3, 28, 28)"])
+@pytest.mark.parametrize("shape", ["(1, 99999999, 99999999)", "(-1, 28, 28)", "()", "(3, 28, 28)", "(3, (", "3 3", "(\x00)"])
 def test_a_header_that_lies(tmp_path, shape):
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"0" * 100
@@ -248,6 +248,19 @@ def test_a_header_that_lies(tmp_path, shape):
         archive.writestr("train_labels.npy", array)
     records, aside = read(tmp_path, "med-mnist")
     assert not records and aside[-1].reason == "unreadable-file"
+
+
+def test_a_damaged_schema_is_told(tmp_path):
+    rows = [{"modality": "CT", "input_img": [layouts.base64_text(0)], "message": layouts.talk("What is it?", "A scan")}]
+    whole, told = layouts.table(rows, tmp_path / "part-0.parquet").read_bytes(), 0
+    begin = whole.index(b"ARROW:schema")
+    for place in range(begin + 12, len(whole) - 8):
+        (tmp_path / "x.parquet").write_bytes(whole[:place] + b"I" + whole[place + 1 :])
+        try:
+            parquet.columns(tmp_path / "x.parquet")
+        except Unreadable:
+            told += 1
+    assert told > 10
 
 
 def test_labels_that_are_no_class_and_counts_that_differ(tmp_path):
