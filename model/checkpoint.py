@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -56,12 +55,15 @@ def empty_network(folder: Path) -> "UniMedVL":
     """The folder's network on the meta device: no memory, real shapes; with its tokenizer."""
     from model.unimedvl import UniMedVL
 
-    config, tokenizer = _read_config(folder), TextTokenizer.from_folder(folder)
+    config, tokenizer = _read_config(folder), _read_tokenizer(folder)
     if tokenizer is not None:
         # Ids are the tokenizer's own: the published folder does not repeat them.
         config = config.model_copy(update={"special_tokens": tokenizer.special_tokens})
-    with torch.device("meta"):
-        model = UniMedVL(config)
+    try:
+        with torch.device("meta"):
+            model = UniMedVL(config)
+    except (RuntimeError, ValueError, TypeError) as error:  # sizes beyond what a tensor can have are told in each of these ways
+        raise CheckpointError(f"{folder}: no network has the sizes of its configuration: {error}") from error
     model.tokenizer = tokenizer
     return model
 
@@ -120,8 +122,15 @@ def _read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{error.filename} is missing: not a UniMedVL checkpoint folder") from None
     except KeyError as error:
         raise CheckpointError(f"{folder}: the configuration lacks {error}") from error
-    except (ValidationError, ValueError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: the configuration is not valid: {error}") from error
+
+
+def _read_tokenizer(folder: Path) -> TextTokenizer | None:
+    try:
+        return TextTokenizer.from_folder(folder)
+    except Exception as error:  # the library of tokenizers raises nothing more special
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read: {error}") from error
 
 
 def _compare(wanted: dict[str, tuple[int, ...]], weights: Weights, optional: Iterable[str] = ()) -> None:

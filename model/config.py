@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 EXTRA_FILE = "unimedvl_config.json"
 # The same, as fixtures made with the reference code name it.
@@ -28,15 +28,15 @@ class _PublishedPart(_Part):
 class LLMConfig(_PublishedPart):
     """The Qwen2 decoder whose every layer carries two experts."""
 
-    vocab_size: int = 512
-    hidden_size: int = 192
-    intermediate_size: int = 512
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 6
-    num_key_value_heads: int = 2
+    vocab_size: PositiveInt = 512
+    hidden_size: PositiveInt = 192
+    intermediate_size: PositiveInt = 512
+    num_hidden_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 6
+    num_key_value_heads: PositiveInt = 2
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
-    max_position_embeddings: int = 4096
+    max_position_embeddings: PositiveInt = 4096
     initializer_range: float = 0.02
     hidden_act: Literal["silu"] = "silu"
     tie_word_embeddings: Literal[False] = False
@@ -60,13 +60,13 @@ class LLMConfig(_PublishedPart):
 class ViTConfig(_PublishedPart):
     """SigLIP NaViT. `num_hidden_layers` is the published count; the network uses one layer fewer."""
 
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_hidden_layers: int = 4
-    num_attention_heads: int = 4
-    patch_size: int = 14
-    image_size: int = 112
-    num_channels: int = 3
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 384
+    num_hidden_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 4
+    patch_size: PositiveInt = 14
+    image_size: PositiveInt = 112
+    num_channels: PositiveInt = 3
     layer_norm_eps: float = 1e-6
     hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     model_type: Literal["siglip_vision_model"] = "siglip_vision_model"
@@ -79,13 +79,13 @@ class ViTConfig(_PublishedPart):
 class VAEConfig(_Part):
     """The FLUX autoencoder. Latents are `scale_factor * (z - shift_factor)`."""
 
-    ch: int = 8
-    ch_mult: tuple[int, ...] = (1, 2, 4, 8)
-    num_res_blocks: int = 1
-    z_channels: int = 4
-    norm_groups: int = 4
-    in_channels: int = 3
-    out_ch: int = 3
+    ch: PositiveInt = 8
+    ch_mult: tuple[PositiveInt, ...] = Field((1, 2, 4, 8), min_length=1)
+    num_res_blocks: PositiveInt = 1
+    z_channels: PositiveInt = 4
+    norm_groups: PositiveInt = 4
+    in_channels: PositiveInt = 3
+    out_ch: PositiveInt = 3
     scale_factor: float = 1.0
     shift_factor: float = 0.0
 
@@ -97,10 +97,10 @@ class VAEConfig(_Part):
 class ResizeRule(_Part):
     """Longest and shortest side in pixels, the stride both are rounded to, and the pixel budget."""
 
-    max_size: int
-    min_size: int
-    stride: int
-    max_pixels: int = 14 * 14 * 9 * 1024
+    max_size: PositiveInt
+    min_size: PositiveInt
+    stride: PositiveInt
+    max_pixels: PositiveInt = 14 * 14 * 9 * 1024
 
 
 class ImageConfig(_Part):
@@ -108,7 +108,7 @@ class ImageConfig(_Part):
 
     vit: ResizeRule = ResizeRule(max_size=70, min_size=70, stride=14)
     vae: ResizeRule = ResizeRule(max_size=64, min_size=64, stride=16)
-    draw_size: int = 64
+    draw_size: PositiveInt = 64
 
 
 class SamplingConfig(_Part):
@@ -143,9 +143,9 @@ class ModelConfig(BaseModel):
     image: ImageConfig = ImageConfig()
     sampling: SamplingConfig = SamplingConfig()
     special_tokens: SpecialTokens = SpecialTokens()
-    latent_patch_size: int = 2
-    max_latent_size: int = 8
-    vit_max_num_patch_per_side: int = 8
+    latent_patch_size: PositiveInt = 2
+    max_latent_size: PositiveInt = 8
+    vit_max_num_patch_per_side: PositiveInt = 8
     timestep_shift: float = Field(2.0, gt=0)
 
     @property
@@ -251,4 +251,10 @@ def _reference_extras(written: dict, vit_patch: int) -> dict:
 
 
 def _read(path: Path) -> dict:
-    return json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return content

@@ -35,8 +35,7 @@ class Weights:
             hint = f"; {pickles[0]} is a pickle, which is never read: convert it to safetensors where it was made" if pickles else ""
             raise CheckpointError(f"{folder / names[0]} is missing{hint}")
         if path.suffix == ".json":
-            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-            return cls(path, [folder / Path(name).name for name in shards], prefix)
+            return cls(path, [folder / name for name in _shards(path)], prefix)
         return cls(path, [path], prefix)
 
     @cached_property
@@ -53,6 +52,14 @@ class Weights:
         """The whole tensor."""
         number, inner = self._place[key]
         return self._files[number].get_tensor(inner)
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the files that an index names, all beside it."""
+    try:
+        return sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of safetensors files ({type(error).__name__}: {error})") from error
 
 
 def _open(path: Path):
@@ -79,6 +86,6 @@ def _damage(path: Path) -> str:
                 if cut:
                     _, key, shape = min(cut)
                     return f"is not a whole safetensors file: it ends inside {key} {shape}; fetch it again"
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, LookupError, TypeError, AttributeError):
                 pass
     return "is not a whole safetensors file; fetch it again"

@@ -121,6 +121,28 @@ def test_a_truncated_file_names_the_tensor_it_ends_in(folder):
         UniMedVL.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        ("llm_config.json", '{"vocab_size": 5'),
+        ("llm_config.json", "[]"),
+        ("vit_config.json", '{"hidden_size": -1}'),
+        ("vit_config.json", '{"intermediate_size": 1000000000000000000000}'),
+        ("unimedvl_config.json", '{"vae": null, "image": 1}'),
+        ("unimedvl_config.json", "3"),
+        ("tokenizer.json", '{"model": '),
+        ("ema.safetensors.index.json", '{"weights": {}}'),
+        ("ema.safetensors.index.json", '{"weight_map": 3}'),
+    ],
+)
+def test_a_damaged_json_file_is_told(folder, file, content):
+    if "index" in file:
+        (folder / "ema.safetensors").unlink()
+    (folder / file).write_text(content)
+    with pytest.raises(CheckpointError, match=str(folder)):
+        UniMedVL.from_pretrained(folder)
+
+
 def test_a_pickle_is_never_read(folder):
     path = folder / "ema.safetensors"
     torch.save({"weight": torch.zeros(3)}, folder / "pytorch_model.bin")
