@@ -181,6 +181,8 @@ def _spread(x: Tensor, layout: Layout) -> list[Tensor]:
     """Packed x [N, heads, d] as one [rows, heads, width, d] a block."""
     sizes = [block.places for block in layout.blocks]
     if layout.slots is not None:
-        x = x.new_zeros(sum(sizes), *x.shape[1:]).index_copy(0, layout.slots, x)
+        # Where there is padding it must be numbers: masked scores of what was in memory may still be none.
+        blank = x.new_empty if len(x) == sum(sizes) else x.new_zeros
+        x = blank(sum(sizes), *x.shape[1:]).index_copy_(0, layout.slots, x)
     parts = [x] if len(sizes) == 1 else x.split(sizes)
     return [part.view(b.rows, b.width, *x.shape[1:]).transpose(1, 2) for b, part in zip(layout.blocks, parts)]

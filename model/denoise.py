@@ -136,7 +136,7 @@ class QueryBlock:
         images, count, _ = x.shape
         rows = images * branches
         latents = x.repeat(branches, 1, 1).flatten(0, 1)
-        tokens = self.model.embed_latents(latents, t.to(x.device).expand(len(latents)), self.positions.repeat(rows))
+        tokens = self.model.embed_latents(latents, t.to(x.device).view(1), self.positions.repeat(rows))
         hidden = torch.cat([self.model.embed_text(self.frame.repeat(rows)), tokens])
         slots = torch.cat([part[:rows].flatten() for part in self.slots])
         layout = Layout([Block(rows, self.width, self.mask[:rows])], slots, 2 * rows)

@@ -170,7 +170,7 @@ class UniMedVL(InferenceMixin, nn.Module):
         return features[: len(pack.vit_indexes)]
 
     def embed_latents(self, latents: Tensor, t: Tensor, position_ids: Tensor) -> Tensor:
-        """Latent tokens [n, latent_dim] at times [n] as decoder inputs [n, hidden]."""
+        """Latent tokens [n, latent_dim] at times [n], or at one time [1], as decoder inputs [n, hidden]."""
         return self.vae2llm(latents.to(self.vae2llm.weight.dtype)) + self.time_embedder(t) + self.latent_pos_embed(position_ids)
 
 
