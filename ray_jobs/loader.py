@@ -13,6 +13,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -250,7 +251,8 @@ class Loader:
 def _give_way() -> None:
     """Leave the core and the interpreter to whoever trains: this thread is ahead of it anyway."""
     if sys.platform == "linux":  # where each thread has a priority of its own, and those that it starts inherit it
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
     sys.setswitchinterval(SWITCH_S)
 
 
