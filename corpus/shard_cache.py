@@ -13,13 +13,13 @@ import io
 import os
 import queue
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -183,15 +183,15 @@ class _Shard:
 
     def __init__(self, source: pa.NativeFile, held: io.BufferedReader | None):
         reader = pa.ipc.open_file(source)
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._ends = list(accumulate(len(batch) for batch in self._batches))
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        self._columns = [dict(zip(batch.schema.names, batch.columns)) for batch in batches]
+        self._ends = list(accumulate(len(batch) for batch in batches))
         self._held = held
 
     def row(self, number: int) -> dict:
-        place = int(np.searchsorted(self._ends, number, side="right"))
-        batch = self._batches[place]
-        within = number - self._ends[place] + len(batch)
-        return {name: column[within].as_py() for name, column in zip(batch.schema.names, batch.columns)}
+        place = bisect_right(self._ends, number)
+        within = number - (self._ends[place - 1] if place else 0)
+        return {name: column[within].as_py() for name, column in self._columns[place].items()}
 
 
 _MEND = "`unimed data verify` checks the release, `dvc push` from a good copy mends it"

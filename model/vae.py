@@ -146,7 +146,8 @@ class AutoEncoder(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """Normalised latents back to pixels [b, 3, H, W] around [-1, 1]."""
         z = latent / self.config.scale_factor + self.config.shift_factor
-        return self.decoder(z.to(self.decoder.conv_in.weight))
+        # Channels last is the order that convolutions work in: nothing is turned around between them.
+        return self.decoder(z.to(self.decoder.conv_in.weight).contiguous(memory_format=torch.channels_last))
 
 
 def latent_to_tokens(latent: Tensor, patch: int) -> Tensor:
