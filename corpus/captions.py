@@ -30,6 +30,8 @@ _SMALL_WORDS = {
         "nl": "de het een en van met is op voor niet zonder aan te bij door zijn toont geen",
     }.items()
 }
+# Of each such word, its languages.
+_LANGUAGES = {word: tuple(name for name, words in _SMALL_WORDS.items() if word in words) for words in _SMALL_WORDS.values() for word in words}
 _FIRST_SENTENCE = re.compile(r".*?[.!?](?=\s|$)|.+", re.DOTALL)
 
 
@@ -47,11 +49,13 @@ def may_be_english(text: str) -> bool:
 
 def _in_another_language(text: str) -> bool:
     """True if one other language has three of its small words or more there, and twice as many as English."""
-    words = Counter(re.findall(r"\w+", text.casefold()))
-    english = sum(words[word] for word in _SMALL_WORDS["en"])
-    return any(3 <= sum(words[word] for word in small) >= 2 * english + 1 for name, small in _SMALL_WORDS.items() if name != "en")
+    counts = Counter(name for word in re.findall(r"\w+", text.casefold()) for name in _LANGUAGES.get(word, ()))
+    english = counts.pop("en", 0)
+    return max(counts.values(), default=0) >= max(3, 2 * english + 1)
 
 
 def _in_latin_script(text: str) -> bool:
+    if text.isascii():
+        return True
     letters = [c for c in text if c.isalpha()]
     return sum(unicodedata.name(c, "").startswith("LATIN") for c in letters) >= len(letters) / 2

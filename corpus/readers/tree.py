@@ -17,7 +17,8 @@ def walk(root: Path) -> Iterator[Path]:
         return
     for folder, inner, names in os.walk(root):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        here = Path(folder)
+        yield from (here / name for name in sorted(names) if not name.startswith("."))
 
 
 def leaves(file: Path, root: Path) -> bool:
