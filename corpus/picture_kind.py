@@ -23,7 +23,6 @@ _FOLDS, _WAVES, _WIDTH, _RIDGE = 5, 512, 0.5, 0.3
 # Pictures of one source and kind that are learned from; more of the same teach nothing new.
 _LEARNED = 400
 _CHUNK = 2**16
-_THIRDS = np.full(3, 1 / 3, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ def _colour(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean = patches.sum(axis=0) / 16
     if len(mean) == 1:  # grey has no tint
         return np.repeat(mean, 3), np.full(3, 128.0), np.zeros(3)
-    tint = patches - (patches @ _THIRDS)[:, None]
+    # Divided after the sum: of three like values nothing is left, so that grey stored as RGB is grey.
+    tint = patches - patches.sum(axis=1, keepdims=True) / 3
     middle = tint.sum(axis=0) / 16
     return mean, 128 + 2 * middle, 4 * np.sqrt(np.maximum(0, (tint * tint).sum(axis=0) / 16 - middle * middle))
 

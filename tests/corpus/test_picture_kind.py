@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from corpus import index, picture_kind, quality
 from corpus.params import ModalityParams, QualityParams
@@ -65,3 +66,10 @@ def test_of_kinds_that_look_the_same_nothing_is_said(rows):
 def test_equal_indexes_give_equal_verdicts_and_nothing_gives_none(rows):
     assert judged(rows) == judged(rows)
     assert judged([]) == {} and judged([row | {"features": None} for row in rows[:40]]) == {}
+
+
+def test_grey_stored_as_rgb_is_measured_as_grey():
+    rng = np.random.default_rng(0)
+    for side in (64, 90, 131, 300):
+        grey = Image.fromarray(rng.integers(0, 256, (side, side + 7), dtype=np.uint8))
+        assert quality.measures(grey) == quality.measures(grey.convert("RGB"))
