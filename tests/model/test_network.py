@@ -1,11 +1,13 @@
 """The network through its public face, on random weights."""
 
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.attention import flex_attention
 
 from model import UniMedVL
 from model.attention import sample_mask
@@ -118,15 +120,37 @@ def test_pairs_of_blocks_told_from_their_bounds_miss_nothing():
     assert looked_at.sum() < 1.5 * tiles.any(dim=(2, 3)).sum()
 
 
-@torch.no_grad()
-def test_block_sparse_attention_gives_the_same_losses(model, monkeypatch):
-    """Its kernel has no backward pass on a CPU, so forward is what can be compared here."""
+def test_block_sparse_attention_gives_the_same_losses_and_gradients(folder, monkeypatch):
+    """Flex attention refuses gradients on a CPU, whose fused kernel has none; as plain operations it has them."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *tensors: None)
+    model = UniMedVL.from_pretrained(folder).requires_grad_(True)
     rng = torch.Generator().manual_seed(0)
     words, image, latent = [5, 6, 7, 8], torch.rand((3, 70, 70), generator=rng), torch.randn((4, 8, 8), generator=rng)
-    samples = [[ViTItem(image), TextItem(words), TextItem(words[:2], loss=True)], [TextItem(words), VAEItem(latent, draw=0.3)], [TextItem(words * 9, loss=True)]]
+    samples = [[ViTItem(image), TextItem(words), TextItem(words[:2], loss=True)], [TextItem(words), VAEItem(latent, draw=0.3)], [TextItem(words * 39, loss=True)]]
     packed = pack(samples, model.config)
     noise = torch.randn(packed.latents.shape, generator=rng)
-    dense = model(packed, noise)
+
+    def trained() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        losses = model(packed, noise)
+        gradients = torch.autograd.grad(losses.ce.mean() + losses.mse.mean(), list(model.parameters()), allow_unused=True, materialize_grads=True)
+        return [losses.ce, losses.mse], list(gradients)
+
+    dense = trained()
     monkeypatch.setattr(UniMedVL, "sparse_attention", True)
-    for first, second in zip(dense, model(packed, noise)):
+    for first, second in zip(dense, trained()):
         torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+    assert sum(gradient.any() for gradient in dense[1]) > 100
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="the fused kernel is compiled by g++")
+@torch.no_grad()
+def test_the_fused_kernel_skips_blocks_and_gives_the_same_numbers():
+    rng = torch.Generator().manual_seed(1)
+    lengths = torch.randint(1, 170, (20,), generator=rng).tolist()
+    rule = [sum(lengths[i : i + 4]) for i in range(0, 20, 4)], lengths, ["causal", "full", "noise", "causal"] * 5
+    order = torch.cat([torch.arange(0, sum(lengths), 2), torch.arange(1, sum(lengths), 2)])
+    q, k, v = (torch.randn((1, heads, len(order), 32), generator=rng) for heads in (4, 2, 2))
+    mask = block_mask(*rule, order)
+    assert mask.sparsity() > 20
+    plain, fused = (kernel(q, k, v, block_mask=mask, enable_gqa=True) for kernel in (flex_attention.flex_attention, torch.compile(flex_attention.flex_attention, dynamic=True)))
+    torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
