@@ -207,13 +207,13 @@ class _Reading:
         self._sending: Future | None = None
 
     def run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
-        """Take everything in. Shards are sent while the next records are examined."""
+        """Take everything in. Shards are made and sent while the next records are examined."""
         with ThreadPoolExecutor(1, "shards") as self._sender:
             self._run(records, examine, on_progress)
             self._sent()
 
     def _run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
-        writer, holder, origins = shards.ShardWriter(self.params.shards), shards.ShardWriter(self.params.shards), deque()
+        gathering, holding, origins = shards.Gathering(self.params.shards), shards.Gathering(self.params.shards), deque()
         for outcome in examine(self._unknown(records, origins, on_progress)):
             origin = origins.popleft()
             samples = getattr(outcome, "samples", outcome)
@@ -223,14 +223,14 @@ class _Reading:
                 self.aside.append(Rejection(samples[0].source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
             elif isinstance(outcome, HeldBack):
                 self.aside.append(outcome.told())
-                self._hold(holder.add(samples))
+                self._hold(holding.add(samples))
             else:
-                self._write(writer.add([sample for sample in outcome if not self.known.has(sample)], origin))
+                self._write(gathering.add([sample for sample in outcome if not self.known.has(sample)], origin))
         for shard in self.known.mostly_stale():
             for sample, origin in self.known.take(shard, self._bytes(shard)):
-                self._write(writer.add([sample], origin))
-        self._write(writer.finish())
-        self._hold(holder.finish())
+                self._write(gathering.add([sample], origin))
+        self._write(gathering.finish())
+        self._hold(holding.finish())
 
     def _unknown(self, records: Iterable[Record | Rejection], origins: deque, on_progress: OnProgress) -> Iterator[Record]:
         """The records that must be examined; their origins are lined up for the outcomes."""
@@ -246,17 +246,17 @@ class _Reading:
                 origins.append(origin)
                 yield record
 
-    def _write(self, finished: list[shards.Shard]) -> None:
-        for shard in finished:
+    def _write(self, full: list[shards.Gathered]) -> None:
+        for gathered in full:
             # One at a time is under way: a store that is slow or gone holds the reading up, rather than memory.
             self._sent()
-            self._sending = self._sender.submit(self._send, shard)
+            self._sending = self._sender.submit(self._send, gathered)
 
-    def _hold(self, finished: list[shards.Shard]) -> None:
-        self.held += [shards.put(self.store, f"{HELD}/{self.name}", shard) for shard in finished]
+    def _hold(self, full: list[shards.Gathered]) -> None:
+        self.held += [shards.put(self.store, f"{HELD}/{self.name}", shards.make(*gathered, self.params.shards)) for gathered in full]
 
-    def _send(self, shard: shards.Shard) -> None:
-        self.written.append(shards.put(self.store, f"intake/{self.name}", shard))
+    def _send(self, gathered: shards.Gathered) -> None:
+        self.written.append(shards.put(self.store, f"intake/{self.name}", shards.make(*gathered, self.params.shards)))
         self.store.put_json(_journal(self.name), self.journalled + self.written)
 
     def _sent(self) -> None:

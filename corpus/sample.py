@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Image:
     """An encoded 8-bit picture (PNG or JPEG, mode L or RGB).
 
@@ -88,7 +88,7 @@ class Turn(NamedTuple):
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Part:
     """One element of a sample. Loss falls on `target` parts only; `views` says which encoders see an image."""
 
@@ -132,8 +132,8 @@ class Sample:
         """The sample as a row of `SCHEMA`."""
         row = {name: getattr(self, name) for name in _TEXT_COLUMNS}
         row["labels"], row["quality"] = _json(self.labels), _json(self.quality)
-        row["parts"] = [{name: getattr(part, name) for name in Part.__slots__} for part in self.parts]
-        row["images"] = [{name: getattr(image, name) for name in Image.__slots__} for image in self.images]
+        row["parts"] = [vars(part) for part in self.parts]
+        row["images"] = [vars(image) for image in self.images]
         return row
 
     @classmethod

@@ -16,6 +16,8 @@ from corpus.record import Rejection
 from corpus.sample import SCHEMA, Sample
 from infra.store import ObjectStore
 
+# A source, and samples of it, each with its record's origin.
+Gathered = tuple[str, list[tuple[Sample, int]]]
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "where", "reason", "detail", "record")])
 
 
@@ -29,16 +31,16 @@ class Shard:
     rows: int
 
 
-class ShardWriter:
-    """Gathers samples by source and hands out a shard whenever enough bytes wait."""
+class Gathering:
+    """Samples by source, handed out as those of a shard (see `make`) whenever enough bytes wait."""
 
     def __init__(self, params: ShardParams):
         self.params = params
         self._waiting: dict[str, list[tuple[Sample, int]]] = defaultdict(list)
         self._bytes: dict[str, int] = defaultdict(int)
 
-    def add(self, samples: Iterable[Sample], origin: int = 0) -> list[Shard]:
-        """Take in the samples of a record; returns the shard they completed, if any."""
+    def add(self, samples: Iterable[Sample], origin: int = 0) -> list[Gathered]:
+        """Take in the samples of a record; returns those of the shard they completed, if any."""
         for sample in samples:
             self._waiting[sample.source].append((sample, origin))
             # A row without pictures takes room as well.
@@ -46,20 +48,20 @@ class ShardWriter:
         full = sum(self._bytes.values()) >= self.params.target_bytes
         return [self._take(max(self._bytes, key=self._bytes.get))] if full else []
 
-    def finish(self) -> list[Shard]:
-        """What is left, as shards."""
+    def finish(self) -> list[Gathered]:
+        """What is left."""
         return [self._take(source) for source in sorted(self._waiting)]
 
-    def _take(self, source: str) -> Shard:
+    def _take(self, source: str) -> Gathered:
         self._bytes.pop(source)
-        return make(source, self._waiting.pop(source), self.params)
+        return source, self._waiting.pop(source)
 
 
 def write(records: Iterable[Iterable[Sample]], params: ShardParams) -> list[Shard]:
     """All shards of the samples of these records."""
-    writer = ShardWriter(params)
-    finished = [shard for samples in records for shard in writer.add(samples)]
-    return finished + writer.finish()
+    gathering = Gathering(params)
+    finished = [make(*gathered, params) for samples in records for gathered in gathering.add(samples)]
+    return finished + [make(*gathered, params) for gathered in gathering.finish()]
 
 
 def make(source: str, samples: list[tuple[Sample, int]], params: ShardParams) -> Shard:

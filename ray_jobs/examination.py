@@ -1,5 +1,6 @@
 """Examining records on all cores of the cluster, in the order in which they were read."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -22,7 +23,7 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
     if not ray.is_initialized():
         get_settings().export()
         ray.init(address=get_settings().ray_address, log_to_driver=False)
-    cores = workers or int(ray.cluster_resources().get("CPU", 1))
+    cores = workers or _cores()
     # It claims no core: taking in must not wait for a training to end.
     task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_examine_batch)
     known = ray.put((params.quality, salt))
@@ -37,6 +38,17 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
             yield from ray.get(under_way.popleft())
 
     return examine
+
+
+def _cores() -> int:
+    """Cores of the cluster's nodes. The embedded Ray counts more than its machine has, as most of what runs on it idles."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    counted = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    there = ray.remote(num_cpus=0)(lambda: len(os.sched_getaffinity(0)))
+    found = ray.get([there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote() for node in counted])
+    return max(1, sum(map(min, counted.values(), found)))
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
