@@ -32,24 +32,35 @@ HELD = "held"
 FORGOTTEN = "privacy/forgotten.json"
 
 
+class SourceElsewhere(ValueError):
+    """Another folder or file was taken in under this name."""
+
+
 def one_by_one(params: CorpusParams, salt: bytes) -> Examine:
     """Examine records in this process."""
     return lambda records: (quality.examine(record, params.quality, salt) for record in records)
 
 
 def add(
-    name: str, records: Iterable[Record | Rejection], params: CorpusParams, store: ObjectStore, salt: bytes, examine: Examine | None = None, on_progress: OnProgress = lambda seen: None
+    name: str, records: Iterable[Record | Rejection], params: CorpusParams, store: ObjectStore, salt: bytes, examine: Examine | None = None, on_progress: OnProgress = lambda seen: None, place: str = ""
 ) -> dict:
     """Take a source in. Returns its record; an unchanged source gives the record that is there.
 
-    Run again after it was interrupted, it goes on with the shards that are written already.
+    Run again after it was interrupted, it goes on with the shards that are written already. `place` tells where the source lies.
     """
     before = _current(store, name)
     reading = _Reading(name, before, params, store, salt)
     reading.run(records, examine or one_by_one(params, salt), on_progress)
-    record = _publish(store, _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, reading.counts(), reading.held), before)
+    counts = reading.counts() | ({"place": place} if place else {})
+    record = _publish(store, _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, counts, reading.held), before)
     store.delete(_journal(name))
     return record
+
+
+def require_place(name: str, place: str, store: ObjectStore) -> None:
+    """Raises SourceElsewhere if the source of this name lies in another place."""
+    if _current(store, name).get("place", place) != place:
+        raise SourceElsewhere(f"source {name!r} was taken in from another folder or file, and would lose what that holds: name this one otherwise (--name), or put it in the other's stead (--replace)")
 
 
 def without_patient(record: dict, patient: str, params: CorpusParams, store: ObjectStore) -> tuple[dict, list[str]]:
@@ -75,7 +86,7 @@ def without_patient(record: dict, patient: str, params: CorpusParams, store: Obj
     if not old:
         return record, []
     aside = shards.read_quarantine(store.get(record["rejected"]))
-    kept = {key: record[key] for key in ("records", "questions_left_out")}
+    kept = {key: record[key] for key in ("records", "questions_left_out", "place") if key in record}
     return _publish(store, _settled(store, params, record["name"], listed, stale, aside, kept, held), record), old
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "where
 
 @dataclass(frozen=True)
 class Shard:
-    """A finished shard: `name` is `<source>/<hash>`; `data` and `index` are its two Parquet files."""
+    """A finished shard: `name` is `<folder of its source>/<hash>`; `data` and `index` are its two Parquet files."""
 
     name: str
     data: bytes
@@ -67,8 +68,13 @@ def write(records: Iterable[Iterable[Sample]], params: ShardParams) -> list[Shar
 def make(source: str, samples: list[tuple[Sample, int]], params: ShardParams) -> Shard:
     """A shard of these samples, each with its record's origin."""
     data = to_parquet([sample.to_row() for sample, _ in samples], SCHEMA, params.row_group)
-    name = f"{source}/{hashlib.sha256(data).hexdigest()[:16]}"
+    name = f"{_folder(source)}/{hashlib.sha256(data).hexdigest()[:16]}"
     return Shard(name, data, index.to_bytes([index.row(*sample) for sample in samples]), len(samples))
+
+
+def _folder(source: str) -> str:
+    """A source's name as that of a folder: records may name any."""
+    return re.sub(r"[^\w. -]+", "-", source).strip("-.")[:100] or "source"
 
 
 def put(store: ObjectStore, prefix: str, shard: Shard) -> dict:

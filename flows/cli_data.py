@@ -23,6 +23,7 @@ def data_add(
     split: Annotated[str | None, typer.Option(help="train, val or test, where the files name none.")] = None,
     columns: Annotated[list[str] | None, typer.Option(help="our=theirs: a Parquet table's name of a column; may be given again.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; the file's own by default.")] = None,
+    replace: Annotated[bool, typer.Option(help="Put it in the stead of a source of this name that was taken in from elsewhere.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Cores of the cluster that examine the records; 0 for all, 1 for this process alone.")] = 0,
     json: Json = False,
 ) -> None:
@@ -37,10 +38,13 @@ def data_add(
             raise console.fail(f"{place} does not exist", console.USAGE)
     console.needs_stack()
     console.results_only()
-    from ray_jobs.ingest import add_source
+    from ray_jobs.ingest import BadSourceName, add_source
 
     said = {"license": license, "modality": modality, "attribution": attribution, "split": split, "columns": named, "image_root": image_root}
-    record = add_source(path, name, format, workers, console.counter("records"), **said)
+    try:
+        record = add_source(path, name, format, workers, console.counter("records"), replace, **said)
+    except BadSourceName as error:
+        raise console.fail(str(error), console.USAGE) from None
     told = f"{record['name']}: {record['how']}; {record['records']['seen']} records seen, {record['records']['kept']} kept, {record['records']['quarantined']} kept aside"
     console.show(record, json, lambda: told + f"\n{record['samples']['kept']} samples; kept aside: {record['reasons'] or 'nothing'}")
 

@@ -4,6 +4,9 @@ The flow runs the same command in its own clone of the repository.
 """
 
 import argparse
+import hmac
+import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +22,7 @@ from ray_jobs.params import load_params
 
 OnProgress = Callable[[int, int | None], None]
 COUNT_S = 5.0
+LONGEST_NAME = 100
 
 
 def build_release(sources: Path, out: Path, params_file: Path, on_step: Callable[[str], None] = print) -> dict:
@@ -29,26 +33,52 @@ def build_release(sources: Path, out: Path, params_file: Path, on_step: Callable
     return release.build(release.read_sources(sources), out, params.corpus, store, salt(), on_step, release.last_release(sources), decisions, scorer)
 
 
-def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress | None = None, **said) -> dict:
+class BadSourceName(ValueError):
+    """No source can have this name."""
+
+
+def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress | None = None, replace: bool = False, **said) -> dict:
     """Take a file or folder in; returns the source's record.
 
     Args:
+        name: by default the folder's, in lower case.
         format: see `corpus.readers.FORMATS`.
         workers: cores of the cluster that examine records; 0 for all, 1 for this process alone.
         on_progress: called with the records seen, and their number where it could be counted soon.
+        replace: put it in the stead of a source of this name that lies elsewhere.
         said: what the person who adds it says of it, by the names of `Source`.
 
     Raises:
+        BadSourceName: see `source_name`.
+        SourceElsewhere: a source of this name lies elsewhere.
         UnknownFormat, FileNotFoundError, MissingColumn: see `corpus.readers.formats.read`.
     """
     settings = get_settings()
     params = load_params(settings.params_file)
     folder = path.resolve()
-    label = name or (folder.name if folder.is_dir() else folder.parent.name)
-    source = Source(folder, label.lower().replace(" ", "-"), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt(), **said)
+    place = hmac.digest(salt(), os.fsencode(folder), "sha256").hex()[:20]
+    source = Source(folder, source_name(name, folder), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt(), **said)
+    if not replace:
+        intake.require_place(source.name, place, corpus_store())
     tell = _telling(on_progress, _count(source, format)) if on_progress else lambda seen: None
     examine = intake.one_by_one(params.corpus, salt()) if workers == 1 else on_cluster(params.corpus, salt(), workers)
-    return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), salt(), examine, tell)
+    return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), salt(), examine, tell, place)
+
+
+def source_name(given: str | None, path: Path) -> str:
+    """The name of a source: the one given, or that of its folder.
+
+    Raises:
+        BadSourceName: it is a built-in source's, or holds more than letters, digits, `.`, `_` and `-`.
+    """
+    name = (given or (path.name if path.is_dir() else path.parent.name)).lower().replace(" ", "-")
+    if not given:
+        name = re.sub(r"[^\w.]+", "-", name).strip("-.")[:LONGEST_NAME] or "source"
+    if len(name) > LONGEST_NAME or not re.fullmatch(r"\w[\w.-]*", name):
+        raise BadSourceName(f"{name!r} is no name for a source: up to {LONGEST_NAME} letters, digits, `.`, `_` and `-`, and a letter or digit first")
+    if name in release.BUILT_IN:
+        raise BadSourceName(f"{name!r} is a built-in source; give this one another name (--name)")
+    return name
 
 
 def _telling(on_progress: OnProgress, count: int | None) -> Callable[[int], None]:

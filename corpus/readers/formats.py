@@ -65,7 +65,11 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
     for file in tree.walk(source.path):
         if file.suffix.lower() in SUFFIXES:
             continue
-        format = None if tree.leaves(file, source.path) or not file.is_file() else detect(file, source.columns)
+        if closed := tree.unread(file, source):
+            found = True
+            yield closed
+            continue
+        format = detect(file, source.columns) if file.is_file() else None
         if format is None:
             unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
             continue
@@ -76,7 +80,7 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
     for file in unknown:
         # A JSON file beside named pictures is theirs: SLAKE has two for each.
         if file.suffix != ".json" or os.path.abspath(file.parent) not in claimed:
-            yield _unread(file, source)
+            yield _unknown(file, source)
     for file in tree.walk(source.path):
         if file.suffix.lower() in SUFFIXES:
             found = True
@@ -99,7 +103,5 @@ def _folder(root: Path, relative: str) -> str | None:
     return folder if Path(folder).is_relative_to(top) else None
 
 
-def _unread(file: Path, source: Source) -> Rejection:
-    if tree.leaves(file, source.path):
-        return Rejection(source.name, source.place(file), "path-outside-folder", "a link out of the source's folder")
+def _unknown(file: Path, source: Source) -> Rejection:
     return Rejection(source.name, source.place(file), "unknown-format", "no reader recognises this file; name its format with --format")

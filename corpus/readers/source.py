@@ -1,5 +1,6 @@
 """What a reader is given: where a source lies, and what the person who adds it says of it."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,9 +31,10 @@ class Source:
     root: Path | None = None
 
     def place(self, file: Path) -> str:
-        """A file's path within the source, never one of this machine."""
+        """A file's path within the source, never one of this machine. Bytes that are no UTF-8 are written out, as `\\xe9`."""
         top = self.root or (self.path if self.path.is_dir() else self.path.parent)
-        return file.relative_to(top).as_posix() if file.is_relative_to(top) else file.name
+        place = file.relative_to(top).as_posix() if file.is_relative_to(top) else file.name
+        return os.fsencode(place).decode(errors="backslashreplace")
 
     def known(self, **said: object) -> dict:
         """What the files say of a record (`modality`, `license`, `attribution`, `split`), filled up with what is said here."""

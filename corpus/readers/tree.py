@@ -11,20 +11,40 @@ ReadFile = Callable[[Path, Source], Iterator[Record | Rejection]]
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Files beneath a folder, or the file itself; hidden ones are passed over, linked folders are not entered."""
+    """Files beneath a folder, or the file itself; hidden ones are passed over, linked folders are not entered.
+
+    A folder that may not be read is given itself, after all files.
+    """
     if not root.is_dir():
         yield root
         return
-    for folder, inner, names in os.walk(root):
+    closed: list[OSError] = []
+    for folder, inner, names in os.walk(root, onerror=closed.append):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         here = Path(folder)
         yield from (here / name for name in sorted(names) if not name.startswith("."))
+    yield from (Path(error.filename) for error in closed)
 
 
 def leaves(file: Path, root: Path) -> bool:
     """Whether a link leads out of the folder."""
     top = root if root.is_dir() else root.parent
-    return file.is_symlink() and not file.resolve().is_relative_to(top.resolve())
+    return file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(top))
+
+
+def unread(file: Path, source: Source) -> Rejection | None:
+    """Why a file or folder of the source cannot be read at all, if so."""
+
+    def reject(reason: str, detail: str) -> Rejection:
+        return Rejection(source.name, source.place(file), reason, detail)
+
+    if leaves(file, source.path):
+        return reject("path-outside-folder", "a link out of the source's folder")
+    if file.is_dir():
+        return reject("unreadable-folder", "this machine does not let its files be listed")
+    if file.is_file() and not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        return reject("unreadable-file", "this machine does not let it be read")
+    return None
 
 
 def read_each(source: Source, recognises: Callable[[Path], bool], read_file: ReadFile, wanted: str) -> Iterator[Record | Rejection]:
@@ -35,7 +55,9 @@ def read_each(source: Source, recognises: Callable[[Path], bool], read_file: Rea
     """
     found = False
     for file in walk(source.path):
-        if not source.path.is_dir() or (file.is_file() and not leaves(file, source.path) and recognises(file)):
+        if closed := unread(file, source):
+            yield closed
+        elif not source.path.is_dir() or (file.is_file() and recognises(file)):
             found = True
             try:
                 yield from read_file(file, source)

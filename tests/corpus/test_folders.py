@@ -1,0 +1,120 @@
+"""What folders hold beside good data: odd names, links in circles, files and folders that may not be read; and what sources may be called."""
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from corpus import intake, shards
+from corpus.params import ShardParams
+from corpus.patients import patient_key
+from corpus.readers import formats
+from corpus.readers.source import Source
+from corpus.record import Record, Rejection
+from corpus.sample import Sample
+from infra.store import corpus_store
+from ray_jobs.ingest import BadSourceName, add_source, source_name
+from tests.corpus import layouts
+
+SAID = {"modality": "CXR", "license": "CC0-1.0"}
+
+
+def read(path, format="auto"):
+    found = list(formats.read(Source(path, "here", **SAID), format))
+    return [i for i in found if isinstance(i, Record)], [i for i in found if isinstance(i, Rejection)]
+
+
+@pytest.fixture
+def public():
+    """A folder that anybody may enter."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    for inner in folder.iterdir():
+        inner.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def as_anybody():
+    """Without the rights of an administrator, whom no mode keeps out."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def test_names_that_are_no_utf8_are_written_out(tmp_path, s3):
+    for name in (b"caf\xe9.png", b"\xe9t\xe9/x.png"):
+        layouts.save(len(name), tmp_path / "odd" / os.fsdecode(name))
+    (tmp_path / "odd" / os.fsdecode(b"caf\xe9.bin")).write_bytes(b"?")
+    record = add_source(tmp_path / "odd", **SAID)
+    assert record["records"] == {"seen": 3, "kept": 1, "quarantined": 2} and record["reasons"] == {"no-text": 1, "unknown-format": 1}
+    aside = shards.read_quarantine(corpus_store().get(record["quarantine"]))
+    assert {r.where for r in aside} == {r"caf\xe9.png", r"caf\xe9.bin"}
+    sample, *_ = shards.unpack(corpus_store().get(record["shards"][0]["key"]))
+    assert sample.labels["folder"] == r"\xe9t\xe9"
+    assert patient_key(b"salt", "here", os.fsdecode(b"caf\xe9")) != patient_key(b"salt", "here", "cafe")
+
+
+def test_a_link_to_itself_is_kept_aside(tmp_path):
+    layouts.save(1, tmp_path / "heads" / "1.png")
+    for name in ("loop.dat", "loop.png"):
+        (tmp_path / name).symlink_to(name)
+    records, aside = read(tmp_path)
+    assert len(records) == 2 and [(r.where, r.reason) for r in aside] == [("loop.dat", "unknown-format")]
+    with pytest.raises(Exception, match="no such file|not the name"):
+        next(r for r in records if r.where == "loop.png").images[0]()
+
+
+@pytest.mark.parametrize("format", ["auto", "records"])
+def test_what_may_not_be_read_is_kept_aside(public, format):
+    layouts.jsonl([{"image": "1.png", "caption": "A head."}], public / "open" / "records.jsonl")
+    layouts.save(1, public / "open" / "1.png")
+    for name in ("records.jsonl", "v.nii", "v.dcm"):
+        (public / name).write_bytes(b"?")
+        (public / name).chmod(0)
+    layouts.save(2, public / "closed" / "2.png")
+    (public / "closed").chmod(0)
+    # Once as ourselves: Python loads much when it is first needed, from folders that not everybody may read.
+    (public / "open" / "strange.xyz").write_bytes(b"?")
+    read(public / "open", format)
+    (public / "open" / "strange.xyz").unlink()
+    with as_anybody():
+        records, aside = read(public, format)
+    assert len(records) == 1
+    told = [("closed", "unreadable-folder"), ("records.jsonl", "unreadable-file"), ("v.dcm", "unreadable-file"), ("v.nii", "unreadable-file")]
+    assert sorted((r.where, r.reason) for r in aside) == told
+
+
+def test_a_source_elsewhere_is_not_replaced_unasked(tmp_path, s3):
+    for place in ("x", "y"):
+        layouts.save(ord(place) - ord("x"), tmp_path / place / "train" / "head" / "1.png")
+    assert add_source(tmp_path / "x" / "train", **SAID)["how"] == "added"
+    with pytest.raises(intake.SourceElsewhere, match="--name.*--replace"):
+        add_source(tmp_path / "y" / "train", **SAID)
+    assert add_source(tmp_path / "x" / "train", **SAID)["how"] == "up to date"
+    assert add_source(tmp_path / "y" / "train", replace=True, **SAID)["how"] == "replaced"
+    assert add_source(tmp_path / "y" / "train", **SAID)["how"] == "up to date"
+
+
+def test_names_of_sources(tmp_path):
+    (tmp_path / "Own Photos (2)").mkdir()
+    assert source_name(None, tmp_path / "Own Photos (2)") == "own-photos-2"
+    assert source_name(None, Path("/")) == "source"
+    assert source_name("Ward 7", tmp_path) == "ward-7"
+    for bad in ("team/ok", "../../x", ".", "-x", "", "x" * 200, "unimed-mini"):
+        with pytest.raises(BadSourceName):
+            source_name(bad or " ", tmp_path)
+
+
+def test_a_record_may_name_any_source(tmp_path):
+    sample = Sample("a#t", "text", "CT", "../../Else where", "CC0-1.0", "", "train", "p", parts=())
+    shard = shards.make(sample.source, [(sample, 0)], ShardParams())
+    assert shard.name.startswith("Else where/") and next(shards.unpack(shard.data)).source == "../../Else where"
