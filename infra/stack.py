@@ -1,5 +1,6 @@
 """The local stack: S3, Prefect and Ray on loopback, started once and remembered under the state folder."""
 
+import itertools
 import json
 import os
 import secrets
@@ -283,15 +284,17 @@ def _takes_writes(store: ObjectStore) -> bool:
 
 
 def _free_ports() -> dict[str, int]:
-    """Distinct free ports. SeaweedFS adds 10000 to each of its own for gRPC, so both must be free."""
-    names = ("s3", "master", "volume", "filer", "prefect", "ray", "ray_client", "ray_agent", "dashboard", "serve")
+    """Distinct free ports, between those of Ray's workers (to 19999) and those the kernel gives to connections (from 32768).
+
+    SeaweedFS adds 10000 to each of its own for gRPC, so both must be free.
+    """
     chosen: dict[str, int] = {}
-    candidate = 20000 + secrets.randbelow(8000)
-    for name in names:
-        while not (_is_free(candidate) and _is_free(candidate + 10000)):
-            candidate += 1
-        chosen[name] = candidate
-        candidate += 1
+    for names, first, offsets in (
+        (("s3", "master", "volume", "filer"), 20000 + secrets.randbelow(2700), (0, 10000)),
+        (("prefect", "ray", "ray_client", "ray_agent", "dashboard", "serve"), 23000 + secrets.randbelow(6900), (0,)),
+    ):
+        free = (port for port in itertools.count(first) if all(_is_free(port + offset) for offset in offsets))
+        chosen |= zip(names, free)
     return chosen
 
 
