@@ -4,6 +4,7 @@ from prefect import flow, get_run_logger
 
 from flows import artifacts, steps
 from flows.releases import make_release
+from infra.jobs import stop_jobs_of
 from infra.lease import Lease
 from infra.records import digest
 from infra.settings import get_settings
@@ -14,7 +15,12 @@ from ray_jobs.params import load_params
 WAIT_S = 12 * 3600
 
 
-@flow(name="retrain", flow_run_name="retrain ({reason})")
+def _stop_jobs(flow, flow_run, state) -> None:
+    """A retraining that is cancelled takes its job with it; run again, it goes on from there."""
+    stop_jobs_of(str(flow_run.id))
+
+
+@flow(name="retrain", flow_run_name="retrain ({reason})", on_cancellation=[_stop_jobs])
 def retrain(reason: str = "schedule", refresh: bool = False, force: bool = False, deploy: bool = True, share: float = 1.0) -> dict:
     """Bring the endpoint a model of the newest data, if it is good enough.
 

@@ -1,6 +1,7 @@
 """The steps of a retraining, each a task that can be run again at no cost."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 from prefect import task
@@ -15,6 +16,13 @@ from infra.store import log_store
 from model.curriculum import CHAMPION, StageParams
 from ray_jobs.gate import GateDecision, decide
 from ray_jobs.params import Params
+
+# Of `training`, what says how a stage is run and not what comes of it: it may be changed under way, and the stage goes on.
+RUNNING = (
+    "workers", "min_workers", "threads_per_worker", "gpus_per_worker", "log_every",
+    "checkpoint_every", "keep_checkpoints", "max_failures", "cache_gib", "outage_minutes",
+)  # fmt: skip
+TRAINS = ("ray_jobs.bootstrap", "ray_jobs.train")
 
 
 @cache
@@ -58,14 +66,16 @@ def _starting_point(params: Params, name: str, release: dict, force: bool, log) 
 @task(task_run_name="train {stage.name}")
 def train_stage(params: Params, stage: StageParams, release: dict, start: dict, known_release: str | None, force: bool, log) -> dict:
     """One curriculum stage from the checkpoint of another; `known_release` is what the champion it goes back to has learned from."""
+    training = params.training.model_dump(mode="json")
+    running = {name: training.pop(name) for name in RUNNING}
     inputs = {
         "release": release["tag"],
         "start": {key: start[key] for key in ("version", "prefix", "content_hash") if key in start},
         "stage": stage.model_dump(mode="json"),
-        "training": params.training.model_dump(mode="json"),
+        "training": training,
         "known_release": known_release if stage.replay is not None else None,
     }
-    spec = _spec(params, stage.name, "ray_jobs.train", inputs)
+    spec = replace(_spec(params, stage.name, "ray_jobs.train", inputs), running={"training": running})
     with StageWatch(spec.submission_id, stage, log) as watch:
         return _run(spec, force, watch.line) | {"run": spec.submission_id}
 
@@ -191,10 +201,10 @@ def _job(params: Params, step: str, module: str, inputs: dict, force: bool, log)
 
 
 def _spec(params: Params, step: str, module: str, inputs: dict) -> JobSpec:
-    return JobSpec(step, module, inputs | {"seed": params.seed, "code": _code()})
+    return JobSpec(step, module, inputs | {"seed": params.seed, "code": _code()}, alone="training" if module in TRAINS else "")
 
 
 def _run(spec: JobSpec, force: bool, log) -> dict:
-    outcome = run_job(spec, on_log=log, force=force)
+    outcome = run_job(spec, on_log=log, force=force, owner=str(flow_run.id or ""))
     log(f"{spec.step}: {outcome.how}" + (f" in {outcome.seconds:.0f} s" if outcome.seconds else ""))
     return outcome.result | {"how": outcome.how}

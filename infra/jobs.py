@@ -6,13 +6,15 @@ finished result. Results are small JSON records on S3, written last, so they out
 
 import argparse
 import json
+import math
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -42,15 +44,25 @@ class JobCancelled(RuntimeError):
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to run: a `ray_jobs` module and its JSON inputs."""
+    """What to run: a `ray_jobs` module and its JSON inputs.
+
+    `running` fills up the sections of the inputs with what changes how the job runs and not what comes of it, so it is no
+    part of the name. Of the jobs with the same word for `alone`, one runs at a time.
+    """
 
     step: str
     module: str
     inputs: dict
+    running: dict[str, dict] = field(default_factory=dict)
+    alone: str = ""
 
     @cached_property
     def submission_id(self) -> str:
         return f"{self.step}-{digest({'module': self.module, 'inputs': self.inputs})[:12]}"
+
+    @property
+    def all_inputs(self) -> dict:
+        return self.inputs | {name: self.inputs[name] | values for name, values in self.running.items()}
 
 
 @dataclass(frozen=True)
@@ -70,8 +82,8 @@ def find_result(spec: JobSpec) -> dict | None:
     return None
 
 
-def run_job(spec: JobSpec, on_log: Callable[[str], None] = print, force: bool = False) -> JobOutcome:
-    """Return the step's result: the stored one, a running job's, or a new job's.
+def run_job(spec: JobSpec, on_log: Callable[[str], None] = print, force: bool = False, owner: str = "") -> JobOutcome:
+    """Return the step's result: the stored one, a running job's, or a new job's, which `owner` may stop (`stop_jobs_of`).
 
     Raises:
         JobFailed: the job ended without a result.
@@ -83,7 +95,8 @@ def run_job(spec: JobSpec, on_log: Callable[[str], None] = print, force: bool = 
     elif (result := find_result(spec)) is not None:
         return JobOutcome(result, "up to date", spec.submission_id, 0.0)
     client = _client()
-    attempt, how = _submit_or_attach(client, spec)
+    _wait_for_others(client, spec, on_log)
+    attempt, how = _submit_or_attach(client, spec, owner)
     _follow(client, attempt, on_log)
     return JobOutcome(_collect(client, spec, attempt), how, attempt, time.perf_counter() - begun)
 
@@ -94,8 +107,17 @@ def stop_job(job: str, timeout_s: float = 180) -> bool:
     Raises:
         TimeoutError: it was told, and had not ended in time.
     """
-    client, end = _client(), time.monotonic() + timeout_s
-    running = [attempt.submission_id for attempt in _attempts(client, job) if not attempt.status.is_terminal()]
+    return _stop(_client(), {"job": job}, timeout_s)
+
+
+def stop_jobs_of(owner: str, timeout_s: float = 180) -> bool:
+    """Stop what was started for an owner, as `stop_job` does."""
+    return _stop(_client(), {"owner": owner}, timeout_s)
+
+
+def _stop(client, metadata: dict, timeout_s: float) -> bool:
+    end = time.monotonic() + timeout_s
+    running = [attempt.submission_id for attempt in _running(client, metadata)]
     for attempt in running:
         client.stop_job(attempt)
         while not client.get_job_status(attempt).is_terminal():
@@ -105,8 +127,26 @@ def stop_job(job: str, timeout_s: float = 180) -> bool:
     return bool(running)
 
 
-def _attempts(client, job: str) -> list:
-    return [attempt for attempt in client.list_jobs() if (attempt.metadata or {}).get("job") == job]
+def _attempts(client, metadata: dict) -> list:
+    """Attempts at jobs of this description, ended ones as well."""
+    return [attempt for attempt in client.list_jobs() if metadata.items() <= (attempt.metadata or {}).items()]
+
+
+def _running(client, metadata: dict) -> list:
+    return [attempt for attempt in _attempts(client, metadata) if not attempt.status.is_terminal()]
+
+
+def _wait_for_others(client, spec: JobSpec, on_log: Callable[[str], None]) -> None:
+    """A flow that was ended may have left a job behind, which goes on: two would share the cluster, and get half as far each."""
+    told = -math.inf
+    while spec.alone:
+        others = {attempt.metadata["job"] for attempt in _running(client, {"alone": spec.alone})} - {spec.submission_id}
+        if not others:
+            return
+        if time.monotonic() - told > 30:
+            on_log(f"waiting: {', '.join(sorted(others))} still runs; `unimed train stop` ends it, and it can go on later")
+            told = time.monotonic()
+        time.sleep(POLL_S)
 
 
 def _client():
@@ -120,23 +160,23 @@ def _client():
         raise ConnectionError(f"the Ray cluster at {settings.ray_dashboard_url} does not answer; start the stack with `unimed up`") from None
 
 
-def _submit_or_attach(client, spec: JobSpec) -> tuple[str, str]:
+def _submit_or_attach(client, spec: JobSpec, owner: str) -> tuple[str, str]:
     """The submission id of the running or the new attempt, and how it was come by.
 
     Ray may still be writing the end of an attempt that was killed, so its id is not used again: the first
     attempt carries the step's own id, later ones a number behind it.
     """
-    attempts = _attempts(client, spec.submission_id)
+    attempts = _attempts(client, {"job": spec.submission_id})
     for job in attempts:
         if not job.status.is_terminal():
             return job.submission_id, "attached"
     attempt = f"{spec.submission_id}-{len(attempts) + 1}" if attempts else spec.submission_id
-    log_store().put_json(f"jobs/{spec.submission_id}/inputs.json", spec.inputs)
+    log_store().put_json(f"jobs/{spec.submission_id}/inputs.json", spec.all_inputs)
     try:
         client.submit_job(
-            entrypoint=f"{sys.executable} -m {spec.module} --job {spec.submission_id}",
+            entrypoint=f"{shlex.quote(sys.executable)} -m {spec.module} --job {spec.submission_id}",
             submission_id=attempt,
-            metadata={"step": spec.step, "job": spec.submission_id},
+            metadata={"step": spec.step, "job": spec.submission_id, "alone": spec.alone, "owner": owner},
         )
     except RuntimeError as error:
         if "already exists" not in str(error):

@@ -211,8 +211,17 @@ class ModelRegistry:
         return self.promote(previous.version)
 
     def _point(self, name: str, version: str) -> None:
-        current = self.alias(name)
-        self.move_alias(name, version, current.version if current else None)
+        """Point an alias at a version, whoever else moves it. Raises AliasConflict where it is moved again and again."""
+        for left in reversed(range(3)):
+            current = self.alias(name)
+            if current and current.version == version:
+                return
+            try:
+                self.move_alias(name, version, current.version if current else None)
+                return
+            except AliasConflict:
+                if not left:
+                    raise
 
     def mark_candidate(self, version: str) -> None:
         """Point `candidate` at a version that waits for the gate."""

@@ -7,7 +7,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import DotEnvSettingsSource
 
@@ -30,16 +30,12 @@ QUIET = {
 }
 
 
-def default_state_dir() -> Path:
-    return Path(os.environ.get("UNIMED_STATE_DIR") or REPO / ".unimed").absolute()
-
-
 class Settings(BaseSettings):
     """Addresses and credentials; never what to do (that is `params.yaml`)."""
 
     model_config = SettingsConfigDict(env_prefix="UNIMED_", env_file=".env", extra="ignore")
 
-    state_dir: Path = Field(default_factory=default_state_dir)
+    state_dir: Path = REPO / ".unimed"
     repo_dir: Path = REPO
     params_file: Path = REPO / "params.yaml"
     s3_endpoint: str = "http://127.0.0.1:8333"
@@ -59,8 +55,16 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings) -> tuple[PydanticBaseSettingsSource, ...]:
-        stack = DotEnvSettingsSource(settings_cls, env_file=default_state_dir() / "stack.env")
+        # The state folder is needed before the settings are, as it holds some of them.
+        named = (source.env_vars.get("unimed_state_dir") for source in (env_settings, dotenv_settings))
+        folder = Path(next(filter(None, named), REPO / ".unimed"))
+        stack = DotEnvSettingsSource(settings_cls, env_file=folder / "stack.env")
         return init_settings, env_settings, dotenv_settings, stack
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.absolute()
 
     @property
     def buckets(self) -> tuple[str, ...]:

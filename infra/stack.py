@@ -1,5 +1,6 @@
 """The local stack: S3, Prefect and Ray on loopback, started once and remembered under the state folder."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -10,8 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from infra.settings import Settings, get_settings
 from infra.store import ObjectStore
 
 SERVICES = ("s3", "prefect", "ray", "worker")
+PORTS = {"s3": ("s3", "master", "volume", "filer"), "prefect": ("prefect",), "ray": ("ray", "ray_client", "ray_agent", "dashboard", "serve")}
 BIN = Path(sys.executable).parent
 POOL = "local"
 # Logical: the endpoint's replicas and router hold one together and idle most of the time, training asks
@@ -61,27 +64,27 @@ class Stack:
         Raises:
             StackError: a service did not come up; its log is named.
         """
-        for folder in (self.dir, self.pids, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.settings = self._remember()
-        independent = [name for name in ("s3", "prefect", "ray") if name in services]
-        with ThreadPoolExecutor() as pool:
-            for name in pool.map(self._ensure, independent):
-                on_step(name)
-        if "worker" in services:
-            on_step(self._ensure("worker"))
+        with self._alone(on_step):
+            self.settings = self._remember()
+            independent = [name for name in ("s3", "prefect", "ray") if name in services]
+            with ThreadPoolExecutor() as pool:
+                for name in pool.map(self._ensure, independent):
+                    on_step(name)
+            if "worker" in services:
+                on_step(self._ensure("worker"))
 
     def down(self, on_step: OnStep = lambda line: None) -> None:
         """Stop everything this stack started."""
-        for name in reversed(SERVICES):
-            process = self._process(name)
-            if process:
-                _stop_tree(process)
-                on_step(f"{name} stopped")
-            (self.pids / f"{name}.json").unlink(missing_ok=True)
-        _stop_all(self._strays())
-        # Ray keeps sockets and logs of a session outside of the state folder; the next start makes its own.
-        shutil.rmtree(self._ray_dir, ignore_errors=True)
+        with self._alone(on_step):
+            for name in reversed(SERVICES):
+                process = self._process(name)
+                if process:
+                    _stop_tree(process)
+                    on_step(f"{name} stopped")
+                (self.pids / f"{name}.json").unlink(missing_ok=True)
+            _stop_all(self._strays())
+            # Ray keeps sockets and logs of a session outside of the state folder; the next start makes its own.
+            shutil.rmtree(self._ray_dir, ignore_errors=True)
 
     def status(self) -> list[ServiceStatus]:
         """All services, running or not."""
@@ -92,29 +95,58 @@ class Stack:
     def is_up(self) -> bool:
         return all(status.running for status in self.status())
 
+    @contextmanager
+    def _alone(self, on_step: OnStep) -> Iterator[None]:
+        """One `up` or `down` of a stack at a time; the operating system lets go of it when a process dies.
+
+        Raises:
+            StackError: the state folder cannot be made.
+        """
+        try:
+            for folder in (self.dir, self.pids, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            lock = open(self.dir / "stack.lock", "w")
+        except OSError as error:
+            raise StackError(f"the state folder {self.dir} cannot be used ({error.strerror}); name another with UNIMED_STATE_DIR") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_step("waiting for another `up` or `down` of this stack")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     # -- addresses and credentials ---------------------------------------------------------------
 
     def _remember(self) -> Settings:
-        """Choose ports and credentials at the first start; afterwards they stay."""
+        """Choose ports and credentials at the first start; afterwards they stay, but for ports another program took while the stack was down."""
         path = self.dir / "stack.env"
         if not path.exists():
-            port = _free_ports()
-            values = {
-                "S3_ENDPOINT": f"http://127.0.0.1:{port['s3']}",
-                "S3_ACCESS_KEY": secrets.token_hex(10),
-                "S3_SECRET_KEY": secrets.token_urlsafe(30),
-                "PREFECT_API_URL": f"http://127.0.0.1:{port['prefect']}/api",
-                "RAY_ADDRESS": f"127.0.0.1:{port['ray']}",
-                "RAY_DASHBOARD_URL": f"http://127.0.0.1:{port['dashboard']}",
-                "SERVE_URL": f"http://127.0.0.1:{port['serve']}",
-                "API_KEY": f"sk-{secrets.token_urlsafe(24)}",
-                "PATIENT_SALT": secrets.token_hex(16),
-            }
-            write_json_atomic(self.dir / "ports.json", port)
             write_atomic(self.dir / "ray_token", secrets.token_hex(32).encode(), mode=0o600)
-            write_atomic(path, "".join(f"UNIMED_{k}={v}\n" for k, v in values.items()).encode(), mode=0o600)
+            self._write_environment(
+                S3_ACCESS_KEY=secrets.token_hex(10),
+                S3_SECRET_KEY=secrets.token_urlsafe(30),
+                API_KEY=f"sk-{secrets.token_urlsafe(24)}",
+                PATIENT_SALT=secrets.token_hex(16),
+            )
+        elif not any(map(self._process, SERVICES)) and not _all_free(self._ports):
+            kept = dict(line.removeprefix("UNIMED_").split("=", 1) for line in path.read_text().splitlines())
+            self._write_environment(**kept)
         get_settings.cache_clear()
         return get_settings()
+
+    def _write_environment(self, **kept: str) -> None:
+        """`stack.env` with new ports, and what else it holds."""
+        port = _free_ports()
+        addresses = {
+            "S3_ENDPOINT": f"http://127.0.0.1:{port['s3']}",
+            "PREFECT_API_URL": f"http://127.0.0.1:{port['prefect']}/api",
+            "RAY_ADDRESS": f"127.0.0.1:{port['ray']}",
+            "RAY_DASHBOARD_URL": f"http://127.0.0.1:{port['dashboard']}",
+            "SERVE_URL": f"http://127.0.0.1:{port['serve']}",
+        }
+        write_json_atomic(self.dir / "ports.json", port)
+        write_atomic(self.dir / "stack.env", "".join(f"UNIMED_{k}={v}\n" for k, v in (kept | addresses).items()).encode(), mode=0o600)
 
     @property
     def _ports(self) -> dict[str, int]:
@@ -131,8 +163,18 @@ class Stack:
         if self._process(name):
             return f"{name} is up"
         begun = time.perf_counter()
+        self._require_ports(name)
         getattr(self, f"_start_{name}")()
         return f"{name} started in {time.perf_counter() - begun:.1f} s"
+
+    def _require_ports(self, name: str, seconds: float = 10) -> None:
+        """Another program on a port would be taken for the service; one that is just ending is waited for."""
+        end = time.monotonic() + seconds
+        while taken := [port for key in PORTS.get(name, ()) if not _is_free(port := self._ports[key])]:
+            if time.monotonic() > end:
+                numbers = ", ".join(map(str, taken))
+                raise StackError(f"{name} cannot start: another program has port {numbers}; end it, or let the stack take others with `unimed down` and `unimed up`")
+            time.sleep(0.2)
 
     def _start_s3(self) -> None:
         port, data = self._ports, self.dir / "s3"
@@ -224,7 +266,7 @@ class Stack:
             process = psutil.Process(record["pid"])
             alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
             return process if alive and _started(process.pid) == record["started"] else None
-        except (OSError, KeyError, psutil.Error):
+        except (OSError, KeyError, ValueError, TypeError, psutil.Error):
             return None
 
     def _strays(self) -> list[psutil.Process]:
@@ -284,22 +326,22 @@ def _takes_writes(store: ObjectStore) -> bool:
 
 
 def _free_ports() -> dict[str, int]:
-    """Distinct free ports, between those of Ray's workers (to 19999) and those the kernel gives to connections (from 32768).
-
-    SeaweedFS adds 10000 to each of its own for gRPC, so both must be free.
-    """
+    """Distinct free ports, between those of Ray's workers (to 19999) and those the kernel gives to connections (from 32768)."""
     chosen: dict[str, int] = {}
-    for names, first, offsets in (
-        (("s3", "master", "volume", "filer"), 20000 + secrets.randbelow(2700), (0, 10000)),
-        (("prefect", "ray", "ray_client", "ray_agent", "dashboard", "serve"), 23000 + secrets.randbelow(6900), (0,)),
-    ):
-        free = (port for port in itertools.count(first) if all(_is_free(port + offset) for offset in offsets))
-        chosen |= zip(names, free)
+    for names, first in ((PORTS["s3"], 20000 + secrets.randbelow(2700)), ((*PORTS["prefect"], *PORTS["ray"]), 23000 + secrets.randbelow(6900))):
+        chosen |= zip(names, (port for port in itertools.count(first) if _all_free(dict.fromkeys(names, port))))
     return chosen
+
+
+def _all_free(ports: dict[str, int]) -> bool:
+    """Whether all are free, and those beside SeaweedFS's that it takes for gRPC: 10000 further on."""
+    return all(_is_free(port) and (name not in PORTS["s3"] or _is_free(port + 10000)) for name, port in ports.items())
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
+        # What is left of connections of a service that has ended is no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:

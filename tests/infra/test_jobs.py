@@ -6,7 +6,8 @@ import time
 import psutil
 import pytest
 
-from infra.jobs import JobFailed, JobSpec, run_job
+from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job, stop_jobs_of
+from infra.store import log_store
 
 MODULE = "tests.infra.sleepy_job"
 
@@ -52,3 +53,40 @@ def test_a_killed_job_is_started_again_by_the_same_call(stack, tmp_path):
 def test_a_failure_carries_the_end_of_the_log(stack, tmp_path):
     with pytest.raises(JobFailed, match="told to fail"):
         run_job(JobSpec("sleepy", MODULE, {"trace": str(tmp_path / "t"), "seconds": 0, "fail": True}), on_log=lambda line: None)
+
+
+def test_of_jobs_that_run_alone_one_waits_for_the_other(stack, tmp_path):
+    first = JobSpec("sleepy", MODULE, {"trace": str(tmp_path / "first"), "seconds": 4}, alone="training")
+    second = JobSpec("sleepy", MODULE, {"trace": str(tmp_path / "second"), "seconds": 0}, alone="training")
+    ended = []
+    thread = threading.Thread(target=lambda: (run_job(first, on_log=lambda line: None), ended.append("first")))
+    thread.start()
+    while not starts(tmp_path / "first"):
+        time.sleep(0.1)
+    lines = []
+    run_job(second, on_log=lines.append)
+    thread.join()
+    assert any(line.startswith("waiting") and first.submission_id in line for line in lines)
+    assert (tmp_path / "second").stat().st_mtime > (tmp_path / "first").stat().st_mtime + 4
+
+
+def test_how_a_job_runs_is_no_part_of_its_name_and_its_owner_may_stop_it(stack, tmp_path):
+    inputs = {"trace": str(tmp_path / "t"), "seconds": 60, "how": {"a": 1}}
+    spec = JobSpec("sleepy", MODULE, inputs, running={"how": {"workers": 4}})
+    assert spec.submission_id == JobSpec("sleepy", MODULE, inputs).submission_id
+    told = []
+
+    def run():
+        try:
+            run_job(spec, on_log=lambda line: None, owner="somebody")
+        except JobCancelled as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not starts(tmp_path / "t"):
+        time.sleep(0.1)
+    assert log_store().get_json(f"jobs/{spec.submission_id}/inputs.json")["how"] == {"a": 1, "workers": 4}
+    assert not stop_jobs_of("nobody") and stop_jobs_of("somebody")
+    thread.join(timeout=30)
+    assert told and "go on" in told[0]

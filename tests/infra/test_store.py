@@ -124,6 +124,13 @@ def test_two_promotions_cannot_both_win(s3, tmp_path):
         registry.move_alias("race", b, expected=a)
 
 
+def test_whoever_marks_the_same_candidate_at_once_has_marked_it(s3, tmp_path):
+    registry = ModelRegistry()
+    version = registry.publish(folder(tmp_path, "m", "marked"), {}).id
+    assert race([lambda: registry.mark_candidate(version)] * 4) == 4
+    assert registry.alias("candidate").version == version
+
+
 def test_one_holder_of_a_lease_who_may_enter_again(s3):
     told = []
     with Lease("t", "me", ttl_s=30):
