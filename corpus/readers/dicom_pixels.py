@@ -97,6 +97,8 @@ def _of_frame(header: "Dataset", frame: int) -> "Dataset":
     if not groups:
         return header
     merged = type(header)(header)
+    # A copy does not know the byte order of its tables by itself.
+    merged.set_original_encoding(*header.original_encoding)
     for items in groups:
         group = items[min(frame, len(items) - 1)]
         for sequence, keywords in _TRANSFORMATIONS.items():

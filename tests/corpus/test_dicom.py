@@ -93,6 +93,16 @@ def test_windows_of_single_frames(tmp_path):
     assert first[-1, -1] == 255 and second[-1, -1] == 0
 
 
+@pytest.mark.parametrize("sequence, window", [("VOILUTSequence", {}), ("ModalityLUTSequence", {"WindowCenter": 32768, "WindowWidth": 65536, "VOILUTFunction": "LINEAR_EXACT"})])
+def test_tables_of_all_frames_beside_transformations_of_single_ones(tmp_path, sequence, window):
+    entries = np.arange(4096)[::-1] * 16
+    table = item(LUTDescriptor=[4096, 0, 16])
+    table.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    groups = [item(FrameVOILUTSequence=[item(**window)]) for _ in range(2)]
+    made = dataset(np.stack([GRADIENT, GRADIENT]).astype(np.uint16), PerFrameFunctionalGroupsSequence=groups, **{sequence: [table]})
+    assert np.abs(picture(tmp_path, made) - entries[GRADIENT] / 65535 * 255).max() < 1
+
+
 def test_palettes_of_sixteen_bits(tmp_path):
     made = dataset((GRADIENT % 256).astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
     for name, values in (("Red", np.arange(256) * 257), ("Green", np.zeros(256)), ("Blue", np.full(256, 65535))):
