@@ -1,5 +1,6 @@
 """DICOM frames as pictures: stored values through the modality and VOI transformations (PS3.3 C.11.1, C.11.2, PS3.4 N.2)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image as Pillow
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_COLOURS = ("Red", "Green", "Blue")
 _TRANSFORMATIONS = {"PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"), "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction")}
 
 
@@ -19,13 +21,17 @@ def picture(values: np.ndarray, header: "Dataset", frame: int = 0) -> Pillow.Ima
     """
     header = _of_frame(header, frame)
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
-
-        table = apply_color_lut(values, header)
-        return Pillow.fromarray(_to_byte(table, np.iinfo(table.dtype).max))
+        return Pillow.fromarray(_to_byte(_coloured(values, header), 1))
     if values.ndim == 3:
         return Pillow.fromarray(_to_byte(values, 2 ** int(header.BitsStored) - 1))
     return _grey(values, header)
+
+
+def _coloured(values: np.ndarray, header: "Dataset") -> np.ndarray:
+    """Red, green and blue from 0 to 1 through the palette (PS3.3 C.7.6.3.1.5 and C.7.6.3.1.6)."""
+    little_endian = header.original_encoding[1]
+    tables = [[header[f"{colour}PaletteColorLookupTable{part}"].value for part in ("Descriptor", "Data")] for colour in _COLOURS]
+    return np.stack([_looked_up(values, *table, little_endian) for table in tables], axis=-1)
 
 
 def _grey(values: np.ndarray, header: "Dataset") -> Pillow.Image:
@@ -45,15 +51,16 @@ def _grey(values: np.ndarray, header: "Dataset") -> Pillow.Image:
 def _displayed(values: np.ndarray, header: "Dataset") -> np.ndarray | None:
     """Values through the first VOI LUT or else the first window, from 0 to 1; None if the header has neither."""
     if header.get("VOILUTSequence"):
-        return _looked_up(values, header.VOILUTSequence[0], header.original_encoding[1])
+        table = header.VOILUTSequence[0]
+        return _looked_up(values, table.LUTDescriptor, table.LUTData, header.original_encoding[1])
     centre, width = (_first(header.get(keyword)) for keyword in ("WindowCenter", "WindowWidth"))
     return window(values, centre, width, header.get("VOILUTFunction") or "LINEAR") if centre is not None and width else None
 
 
-def _looked_up(values: np.ndarray, table: "Dataset", little_endian: bool) -> np.ndarray:
-    """Values from 0 to 1 through a table (PS3.3 C.11.2.1.1), whose entries may be bytes or words."""
-    entries, first, bits = (int(number) for number in table.LUTDescriptor)
-    entries, data = entries or 2**16, table.LUTData
+def _looked_up(values: np.ndarray, descriptor: Sequence[int], data: bytes | Sequence[int], little_endian: bool) -> np.ndarray:
+    """Values from 0 to 1 through a table (PS3.3 C.11.2.1.1), whose entries may be bytes or words, few bits in words too."""
+    entries, first, bits = (int(number) for number in descriptor)
+    entries = entries or 2**16
     if isinstance(data, bytes):
         data = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else "<u2" if little_endian else ">u2")
     place = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)

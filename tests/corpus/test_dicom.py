@@ -5,7 +5,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 
 from corpus.readers import dicom
 from corpus.readers.source import Source
@@ -93,7 +93,10 @@ def test_windows_of_single_frames(tmp_path):
     assert first[-1, -1] == 255 and second[-1, -1] == 0
 
 
-@pytest.mark.parametrize("sequence, window", [("VOILUTSequence", {}), ("ModalityLUTSequence", {"WindowCenter": 32768, "WindowWidth": 65536, "VOILUTFunction": "LINEAR_EXACT"})])
+@pytest.mark.parametrize(
+    "sequence, window",
+    [("VOILUTSequence", {}), ("ModalityLUTSequence", {"WindowCenter": 32768, "WindowWidth": 65536})],
+)
 def test_tables_of_all_frames_beside_transformations_of_single_ones(tmp_path, sequence, window):
     entries = np.arange(4096)[::-1] * 16
     table = item(LUTDescriptor=[4096, 0, 16])
@@ -103,12 +106,24 @@ def test_tables_of_all_frames_beside_transformations_of_single_ones(tmp_path, se
     assert np.abs(picture(tmp_path, made) - entries[GRADIENT] / 65535 * 255).max() < 1
 
 
-def test_palettes_of_sixteen_bits(tmp_path):
-    made = dataset((GRADIENT % 256).astype(np.uint8), PhotometricInterpretation="PALETTE COLOR")
-    for name, values in (("Red", np.arange(256) * 257), ("Green", np.zeros(256)), ("Blue", np.full(256, 65535))):
-        setattr(made, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
-        setattr(made, f"{name}PaletteColorLookupTableData", values.astype("<u2").tobytes())
-    assert (picture(tmp_path, made)[0, 63] == (63, 0, 255)).all()
+@pytest.mark.parametrize(
+    "words, bits, syntax",
+    [
+        ("<u2", 16, ExplicitVRLittleEndian),
+        (">u2", 16, ExplicitVRBigEndian),
+        ("u1", 8, ExplicitVRLittleEndian),
+        ("<u2", 8, ExplicitVRLittleEndian),
+        (">u2", 8, ExplicitVRBigEndian),
+    ],
+)
+def test_palettes_of_bytes_and_words(tmp_path, words, bits, syntax):
+    made, rng = dataset((GRADIENT % 256).astype(words), PhotometricInterpretation="PALETTE COLOR"), np.random.default_rng(0)
+    made.file_meta.TransferSyntaxUID = syntax
+    entries = rng.integers(0, 2**bits, (3, 256))
+    for name, values in zip(("Red", "Green", "Blue"), entries):
+        setattr(made, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
+        setattr(made, f"{name}PaletteColorLookupTableData", values.astype(words).tobytes())
+    assert np.abs(picture(tmp_path, made) - np.moveaxis(entries[:, GRADIENT % 256], 0, -1) / (2**bits - 1) * 255).max() <= 0.51
 
 
 def test_colour_by_plane(tmp_path):
