@@ -21,17 +21,17 @@ def picture(values: np.ndarray, header: "Dataset", frame: int = 0) -> Pillow.Ima
     """
     header = _of_frame(header, frame)
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        return Pillow.fromarray(_to_byte(_coloured(values, header), 1))
+        return Pillow.fromarray(_coloured(values, header))
     if values.ndim == 3:
         return Pillow.fromarray(_to_byte(values, 2 ** int(header.BitsStored) - 1))
     return _grey(values, header)
 
 
 def _coloured(values: np.ndarray, header: "Dataset") -> np.ndarray:
-    """Red, green and blue from 0 to 1 through the palette (PS3.3 C.7.6.3.1.5 and C.7.6.3.1.6)."""
+    """Bytes of red, green and blue through the palette (PS3.3 C.7.6.3.1.5 and C.7.6.3.1.6)."""
     little_endian = header.original_encoding[1]
     tables = [[header[f"{colour}PaletteColorLookupTable{part}"].value for part in ("Descriptor", "Data")] for colour in _COLOURS]
-    return np.stack([_looked_up(values, *table, little_endian) for table in tables], axis=-1)
+    return np.stack([_to_byte(_looked_up(values, *table, little_endian), 1) for table in tables], axis=-1)
 
 
 def _grey(values: np.ndarray, header: "Dataset") -> Pillow.Image:
@@ -61,9 +61,11 @@ def _looked_up(values: np.ndarray, descriptor: Sequence[int], data: bytes | Sequ
     """Values from 0 to 1 through a table (PS3.3 C.11.2.1.1), whose entries may be bytes or words, few bits in words too."""
     entries, first, bits = (int(number) for number in descriptor)
     entries = entries or 2**16
+    if first >= 2**15 and values.min() < 0:
+        first -= 2**16  # a negative number, written as an unsigned one
     if isinstance(data, bytes):
         data = np.frombuffer(data, np.uint8 if len(data) < 2 * entries else "<u2" if little_endian else ">u2")
-    place = np.clip(np.rint(values) - first, 0, entries - 1).astype(int)
+    place = np.clip(np.rint(values, dtype=float) - first, 0, entries - 1).astype(int)
     return np.asarray(data)[place] / (2**bits - 1)
 
 

@@ -5,7 +5,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 
 from corpus.readers import dicom
 from corpus.readers.source import Source
@@ -73,6 +73,17 @@ def test_a_voi_table_counts_before_a_window(tmp_path):
     made.VOILUTSequence[0]["LUTData"].VR = "OW"
     shown = picture(tmp_path, made)
     assert shown[0, 0] == 255 and shown[-1, -1] == 0
+
+
+@pytest.mark.parametrize("stored, intercept", [(np.uint16, -1024), (np.int16, 0)])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
+def test_a_voi_table_may_begin_below_zero(tmp_path, stored, intercept, syntax):
+    table, entries = Dataset(), np.arange(4096)[::-1] * 16
+    table.add_new("LUTDescriptor", "US", [4096, 2**16 - 1024, 16])
+    table.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    made = dataset((GRADIENT - 1024 - intercept).astype(stored), VOILUTSequence=[table], RescaleSlope=1, RescaleIntercept=intercept)
+    made.file_meta.TransferSyntaxUID = syntax
+    assert np.abs(picture(tmp_path, made) - entries[GRADIENT] / 65535 * 255).max() <= 0.51
 
 
 def test_the_first_of_several_windows_counts(tmp_path):
