@@ -61,8 +61,9 @@ def _slices(file: File, source: Source) -> Iterator[Record]:
     shown = _shown(volume, source.plane)
     if not shown:
         raise Unreadable("empty-volume", "no slice shows anything")
-    stem = _NAME.sub("", file.path.name)
-    subject = _SUBJECT.search(file.path.as_posix().removeprefix(source.path.as_posix()) or file.path.name)
+    # Files of different patients may have one name: the path within the source tells them apart.
+    place, stem = (_NAME.sub("", name) for name in (source.place(file.path), file.path.name))
+    subject = _SUBJECT.search(place)
     modality = next((name for name, suffix in _BIDS.items() if suffix.search(stem)), None) or vocabulary.modality(source.modality)
     for index in (shown[i] for i in evenly_spread(len(shown), source.views)):
         yield Record(
@@ -74,7 +75,7 @@ def _slices(file: File, source: Source) -> Iterator[Record]:
             license=source.license,
             attribution=source.attribution,
             split=source.split,
-            patient=subject.group() if subject else stem,
+            patient=subject.group() if subject else place,
             caption=anatomy.caption(modality, None),
             labels={"plane": source.plane, "slice": index},
         )

@@ -7,7 +7,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from corpus.readers import nifti
+from corpus.readers import formats, nifti
 from corpus.readers.source import Source
 from corpus.record import Record
 from tests.corpus.taking_in import take_in
@@ -82,6 +82,21 @@ def test_patients_are_bids_subjects_or_files(tmp_path, volume):
     save(folder / "other.nii", volume)
     assert {first.patient, *(record.patient for record in records(tmp_path))} == {"sub-03"} and first.modality == "MRI"
     assert records(save(tmp_path / "scan7.nii", volume))[0].patient == "scan7"
+
+
+@pytest.mark.parametrize("format", ["auto", "nifti"])
+@pytest.mark.parametrize(
+    "names, patients",
+    [
+        (("sub-01/anat/T1w.nii.gz", "sub-02/anat/T1w.nii.gz"), {"sub-01", "sub-02"}),
+        (("a/image.nii.gz", "b/image.nii", "image.nii"), {"a/image", "b/image", "image"}),
+    ],
+)
+def test_patients_whose_files_have_one_name_are_not_one(tmp_path, volume, format, names, patients):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / name, volume)
+    assert {record.patient for record in formats.read(Source(tmp_path, "s"), format)} == patients
 
 
 def damaged(path, volume):
