@@ -67,9 +67,11 @@ def deidentify(header: "Dataset", salt: bytes) -> "Dataset":
 
 
 def patient_of(header: "Dataset") -> str:
-    """What makes one patient: PatientID with its issuer, or else the study's UID, or "". An identifier: never to be stored."""
-    patient = str(header.get("PatientID") or "").strip()
-    return f"{patient}|{str(header.get('IssuerOfPatientID') or '').strip()}" if patient else str(header.get("StudyInstanceUID") or "")
+    """What makes one patient: PatientID, as ID|ISSUER if it has one, or else the study's UID, or "". An identifier: never to be stored."""
+    patient, issuer = (str(header.get(keyword) or "").strip() for keyword in ("PatientID", "IssuerOfPatientID"))
+    if not patient:
+        return str(header.get("StudyInstanceUID") or "")
+    return f"{patient}|{issuer}" if issuer else patient
 
 
 def keyed_uid(salt: bytes, uid: str) -> str:

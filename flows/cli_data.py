@@ -174,7 +174,7 @@ def data_trace(
 
 @app.command("forget")
 def data_forget(
-    patient: Annotated[str, typer.Argument(help="The patient's key, or with --source the identifier the source knows the patient by.")],
+    patient: Annotated[str, typer.Argument(help="The patient's key, or with --source the identifier the source knows the patient by (of DICOM the PatientID, or 'ID|ISSUER').")],
     source: Annotated[str | None, typer.Option(help="The `source` of the patient's records.")] = None,
     purge: Annotated[bool, typer.Option(help="Also delete the old shards from S3; the releases that need them cannot be read again.")] = False,
     yes: Annotated[bool, typer.Option(help="Do not ask before a purge.")] = False,

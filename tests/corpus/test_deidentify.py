@@ -98,3 +98,10 @@ def test_without_a_salt_neither_uids_nor_dates_are_kept():
 def test_a_patient_without_an_id_is_the_study():
     made = dataset(np.zeros((8, 8), np.uint8), PatientID=" ")
     assert patient_of(made) == "1.2.3"
+
+
+def test_a_patient_is_the_bare_id_unless_an_issuer_is_named():
+    made = dataset(np.zeros((8, 8), np.uint8), PatientID="7 ")
+    assert patient_of(made) == "7"
+    made.IssuerOfPatientID = "Ward A"
+    assert patient_of(made) == "7|Ward A"
