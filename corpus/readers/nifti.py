@@ -83,7 +83,7 @@ def _slices(file: File, source: Source) -> Iterator[Record]:
 
 @lru_cache(maxsize=1)
 def _volume(file: File, max_pixels: int) -> Volume:
-    """Raises Unreadable: unreadable-volume, too-large, not-a-volume or label-volume."""
+    """Raises Unreadable: unreadable-volume, too-large, not-a-volume, empty-volume or label-volume."""
     import nibabel
 
     try:
@@ -94,7 +94,7 @@ def _volume(file: File, max_pixels: int) -> Volume:
         if max(np.prod(shape[:2]), np.prod(shape[1:3]), np.prod(shape[::2][:2])) > max_pixels or np.prod(shape[:3], dtype=float) > _DEEPEST * max_pixels:
             raise Unreadable("too-large", f"{shape} voxels; a slice may have {max_pixels:,} pixels, a volume {_DEEPEST} times as many")
         image = nibabel.as_closest_canonical(_first(image))
-        values = np.asarray(image.dataobj, dtype=np.float32)
+        values = _finite(np.asarray(image.dataobj, dtype=np.float32))
         if int(image.header["intent_code"]) == _LABEL_INTENT or _is_labels(values):
             raise Unreadable("label-volume", "a segmentation, not a picture")
         spacing = tuple(float(s) if np.isfinite(s) and s > 0 else 1.0 for s in image.header.get_zooms()[:3])
@@ -102,7 +102,6 @@ def _volume(file: File, max_pixels: int) -> Volume:
         raise
     except Exception as error:  # damaged files raise anything, from zlib.error to HeaderDataError
         raise Unreadable("unreadable-volume", f"cannot be read ({type(error).__name__})") from None
-    values = np.nan_to_num(values, nan=float(np.nanmin(values)) if np.isfinite(values).any() else 0.0)
     return Volume(values, spacing, *(float(p) for p in np.percentile(values, _PERCENTILES)))
 
 
@@ -111,6 +110,15 @@ def _first(image):
     values = image.dataobj[..., 0] if len(image.shape) == 4 else np.asarray(image.dataobj)
     header = image.header.copy()
     return type(image)(values.reshape((*values.shape, 1)[:3]), image.affine, header)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """What is no number as dark as the darkest voxel, and infinities as the extreme ones, so that they do not stretch the window."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        raise Unreadable("empty-volume", "no voxel has a finite value")
+    low, high = (float(extreme(values, where=finite, initial=start)) for extreme, start in ((np.min, np.inf), (np.max, -np.inf)))
+    return np.nan_to_num(values, nan=low, neginf=low, posinf=high)
 
 
 def _is_labels(values: np.ndarray) -> bool:

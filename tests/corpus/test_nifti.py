@@ -64,9 +64,14 @@ def test_one_window_serves_the_whole_volume(tmp_path):
     assert len(shades) == 3 and shades[0] < shades[1] < shades[2]
 
 
-def test_scaling_and_not_a_number_are_handled(tmp_path, volume):
-    volume[0, 0, 0], volume[1, 1, 1] = np.nan, np.inf
-    assert np.asarray(records(save(tmp_path / "v.nii", volume))[0].images[0]()).std() > 10
+@pytest.mark.parametrize("odd, meant", [((np.nan, -np.inf), np.min), ((np.inf, np.inf), np.max)])
+def test_what_is_not_finite_does_not_stretch_the_window(tmp_path, volume, odd, meant):
+    volume[:20, :25], volume[:20, 25:] = odd
+    shown = np.asarray(records(save(tmp_path / "v.nii", volume), views=1)[0].images[0](), dtype=float)
+    volume[:20] = meant(volume[20:])
+    low, high = np.percentile(volume, (0.5, 99.5))
+    expected = np.clip((volume[::-1, ::-1, 15].T - low) / (high - low), 0, 1) * 255
+    assert np.abs(shown - expected).max() <= 0.51
 
 
 def test_empty_slices_are_left_and_the_others_spread(tmp_path, volume):
@@ -117,6 +122,8 @@ def coloured(path, volume):
     [
         (damaged, "unreadable-volume"),
         (labelled, "label-volume"),
+        (lambda path, volume: save(path, np.full_like(volume, np.nan)), "empty-volume"),
+        (lambda path, volume: save(path, np.full_like(volume, np.inf)), "empty-volume"),
         (coloured, "not-a-volume"),
         (lambda path, _: save(path, np.linspace(0, 1, 2000, dtype=np.float32).reshape(10, 10, 5, 2, 2)), "not-a-volume"),
         (lambda path, _: path.write_bytes(gzip.compress(b"not a volume" * 99)), "unreadable-volume"),
