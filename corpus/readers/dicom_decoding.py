@@ -19,7 +19,8 @@ _DECODERS = {
     "pyjpegls": ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"),
     "pylibjpeg": tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203)),
 }
-_OWN = {"1.2.840.10008.1.2.5": "pydicom"}
+_RLE = "1.2.840.10008.1.2.5"
+_OWN = {_RLE: "pydicom"}
 _DECODER = {syntax: decoder for decoder, syntaxes in _DECODERS.items() for syntax in syntaxes} | _OWN
 
 
@@ -32,7 +33,20 @@ def decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     decoder = _DECODER.get(dataset.file_meta.TransferSyntaxUID, "")
-    return _isolated(path, frame) if decoder == "gdcm" else pixel_array(dataset, index=frame, decoding_plugin=decoder)
+    if decoder == "gdcm":
+        return _isolated(path, frame)
+    if unused := _unused_low_bits(dataset):
+        return pixel_array(dataset, index=frame, decoding_plugin=decoder, bits_stored=dataset.BitsStored + unused) >> unused
+    return pixel_array(dataset, index=frame, decoding_plugin=decoder)
+
+
+def _unused_low_bits(dataset: "Dataset") -> int:
+    """How many bits lie below the stored ones (PS3.5 8.1.1); codecs other than RLE do not keep the place of a value."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if "PixelData" not in dataset or syntax.is_encapsulated and syntax != _RLE:
+        return 0
+    high = dataset.get("HighBit") or 0
+    return max(0, high + 1 - dataset.BitsStored) if high < dataset.BitsAllocated else 0
 
 
 def _isolated(path: Path, frame: int) -> np.ndarray:

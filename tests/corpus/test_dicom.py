@@ -5,7 +5,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 
 from corpus.readers import dicom
 from corpus.readers.source import Source
@@ -65,6 +65,16 @@ def test_monochrome1_is_inverted(tmp_path):
 def test_twelve_bits_in_sixteen_ignore_what_is_in_the_others(tmp_path):
     made = dataset((GRADIENT | 0xA000).astype(np.uint16), BitsStored=12, HighBit=11, WindowCenter=2048, WindowWidth=4096)
     assert picture(tmp_path, made)[0, 0] == 0
+
+
+@pytest.mark.parametrize("lowest", [0, -2048])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless])
+def test_twelve_bits_may_be_the_high_ones(tmp_path, lowest, syntax):
+    made = dataset((((GRADIENT + lowest) << 4) | 5).astype(np.int16 if lowest else np.uint16), WindowCenter=2048 + lowest, WindowWidth=4096)
+    if syntax == RLELossless:
+        made.compress(syntax, generate_instance_uid=False)
+    made.BitsStored = 12
+    assert np.abs(picture(tmp_path, made) - GRADIENT / 4095 * 255).max() <= 0.51
 
 
 def test_a_voi_table_counts_before_a_window(tmp_path):
