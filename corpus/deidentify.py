@@ -100,7 +100,7 @@ def _allowed(header: "Dataset") -> "Dataset":
             clean.add_new(element.tag, element.VR, _number(element.value))
     for keyword, pattern in _TERMS.items():
         if terms := _closed(header.get(keyword), pattern):
-            setattr(clean, keyword, terms if len(terms) > 1 else terms[0])
+            setattr(clean, keyword, terms if keyword == "ImageType" else _single(keyword, terms))
     for keyword in _SEQUENCES:
         if header.get(keyword):
             setattr(clean, keyword, [_allowed(item) for item in header[keyword].value])
@@ -119,6 +119,11 @@ def _closed(value: object, pattern: re.Pattern) -> list[str]:
     values = [value] if isinstance(value, str) else list(value or ())
     terms = [str(v).strip().upper() for v in values]
     return [term for term in terms if pattern.fullmatch(term)]
+
+
+def _single(keyword: str, terms: list[str]) -> str:
+    """The term of an element that should have one alone: the first, but a doubt about burned-in text is a YES."""
+    return "YES" if keyword == "BurnedInAnnotation" and "YES" in terms else terms[0]
 
 
 def _is_standard(uid: object) -> bool:

@@ -105,3 +105,11 @@ def test_a_patient_is_the_bare_id_unless_an_issuer_is_named():
     assert patient_of(made) == "7"
     made.IssuerOfPatientID = "Ward A"
     assert patient_of(made) == "7|Ward A"
+
+
+def test_of_several_terms_where_one_belongs_the_first_stays():
+    made = dataset(np.zeros((8, 8), np.uint8), Modality=["CT", "PT"], BodyPartExamined=["JANE", "CHEST", "HEAD"], ViewPosition=["AP", "PA"])
+    made.BurnedInAnnotation, made.ImageType = ["NO", "YES"], ["ORIGINAL", "PRIMARY"]
+    clean = deidentify(made, b"")
+    assert (clean.Modality, clean.BodyPartExamined, clean.ViewPosition) == ("CT", "CHEST", "AP")
+    assert clean.BurnedInAnnotation == "YES" and list(clean.ImageType) == ["ORIGINAL", "PRIMARY"]

@@ -199,6 +199,7 @@ def test_huge_pictures_are_refused_before_decoding(tmp_path):
         ({"Modality": "DX", "BodyPartExamined": "CHEST"}, None, "CXR", "CXR image of the chest."),
         ({"Modality": "DX", "AnatomicRegionSequence": [("51185008", "SCT")]}, None, "CXR", "CXR image of the chest."),
         ({"Modality": "CR", "BodyPartExamined": "HAND"}, None, "X-ray", "X-ray image of the hand."),
+        ({"Modality": ["DX", "CT"], "BodyPartExamined": ["CHEST", "ABDOMEN"]}, None, "CXR", "CXR image of the chest."),
         ({"Modality": "XA"}, None, "X-ray", "X-ray image."),
         ({"Modality": "OP"}, None, "CFP", "CFP image."),
         ({"Modality": "ES", "BodyPartExamined": "JANE DOE'S COLON"}, "ct", "Endoscopy", "Endoscopy image."),
