@@ -22,7 +22,8 @@ PROFILE = {"profile": "PS3.15 E basic", "options": list(METHOD_CODES), "method":
 _NUMBERS = """Rows Columns NumberOfFrames SamplesPerPixel PlanarConfiguration BitsAllocated BitsStored HighBit PixelRepresentation
 PixelPaddingValue PixelPaddingRangeLimit RescaleSlope RescaleIntercept WindowCenter WindowWidth LUTDescriptor LUTData
 RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor
-RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData""".split()
+RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
+SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData""".split()
 _SEQUENCES = """ModalityLUTSequence VOILUTSequence SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
 PixelValueTransformationSequence FrameVOILUTSequence AnatomicRegionSequence FrameAnatomySequence""".split()
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")

@@ -29,6 +29,10 @@ def picture(values: np.ndarray, header: "Dataset", frame: int = 0) -> Pillow.Ima
 
 def _coloured(values: np.ndarray, header: "Dataset") -> np.ndarray:
     """Bytes of red, green and blue through the palette (PS3.3 C.7.6.3.1.5 and C.7.6.3.1.6)."""
+    from pydicom.pixels import apply_color_lut
+
+    if "RedPaletteColorLookupTableData" not in header:  # it is in segments (PS3.3 C.7.9.2)
+        return _to_byte(apply_color_lut(values, header), 2 ** int(header.RedPaletteColorLookupTableDescriptor[2]) - 1)
     little_endian = header.original_encoding[1]
     tables = [[header[f"{colour}PaletteColorLookupTable{part}"].value for part in ("Descriptor", "Data")] for colour in _COLOURS]
     return np.stack([_to_byte(_looked_up(values, *table, little_endian), 1) for table in tables], axis=-1)

@@ -62,7 +62,7 @@ def test_no_planted_identifier_comes_through(clean):
 
 def test_only_allow_listed_elements_come_through(clean):
     kept = {keyword_for_tag(element.tag) for element in clean}
-    tables = {f"{c}PaletteColorLookupTableData" for c in ("Red", "Green", "Blue")} | {"LUTData"}
+    tables = {f"{kind}{c}PaletteColorLookupTableData" for kind in ("", "Segmented") for c in ("Red", "Green", "Blue")} | {"LUTData"}
     assert kept - tables <= {
         *("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation", "Modality"),
         *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "StudyDate", "AnatomicRegionSequence"),

@@ -147,6 +147,18 @@ def test_palettes_of_bytes_and_words(tmp_path, words, bits, syntax):
     assert np.abs(picture(tmp_path, made) - np.moveaxis(entries[:, GRADIENT % 256], 0, -1) / (2**bits - 1) * 255).max() <= 0.51
 
 
+@pytest.mark.parametrize("words, bits, syntax", [("<u2", 16, ExplicitVRLittleEndian), (">u2", 16, ExplicitVRBigEndian), ("u1", 8, ExplicitVRLittleEndian)])
+def test_palettes_in_segments(tmp_path, words, bits, syntax):
+    made, top = dataset((GRADIENT % 256).astype(words), PhotometricInterpretation="PALETTE COLOR"), 2**bits - 1
+    made.file_meta.TransferSyntaxUID = syntax
+    # Of each colour the first entry as it is, then a straight line to the last.
+    for name, first, last in (("Red", 0, top), ("Green", top, 0), ("Blue", 7, 7)):
+        setattr(made, f"{name}PaletteColorLookupTableDescriptor", [256, 0, bits])
+        setattr(made, f"Segmented{name}PaletteColorLookupTableData", np.array([0, 1, first, 1, 255, last], words).tobytes())
+    ramp = GRADIENT % 256
+    assert np.abs(picture(tmp_path, made) - np.stack([ramp, 255 - ramp, np.full_like(ramp, round(7 / top * 255))], axis=-1)).max() <= 1
+
+
 def test_colour_by_plane(tmp_path):
     rgb = np.zeros((64, 64, 3), np.uint8)
     rgb[..., 0] = 200
