@@ -23,6 +23,8 @@ _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _LABEL_TYPES = {"LABEL", "OVERVIEW"}
 _LOOKED_AT = 50
+# Bytes of the numbers of elements that can be the first of their group: its length, character set, image type, creation, class.
+_FIRST = b"\0\1\5\x08\x12\x13\x14\x16"
 
 
 def recognises(path: Path) -> bool:
@@ -136,7 +138,7 @@ def _is_dicom(file: Path) -> bool:
     with open(file, "rb") as stream:
         head = stream.read(132)
     # Without a preamble a file begins with an element of group 2 or 8 (PS3.10 7.1), in either byte order.
-    return head[128:] == b"DICM" or (len(head) == 132 and head[:2] in (b"\2\0", b"\x08\0", b"\0\x08") and head[2:4].strip(b"\0\1\5\x08\x16") == b"")
+    return head[128:] == b"DICM" or (len(head) == 132 and head[:2] in (b"\2\0", b"\x08\0", b"\0\x08") and head[2:4].strip(_FIRST) == b"")
 
 
 def _values(value: object) -> list[str]:

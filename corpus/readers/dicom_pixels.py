@@ -46,6 +46,7 @@ def _grey(values: np.ndarray, header: "Dataset") -> Pillow.Image:
     shown = _displayed(meant, header)
     if shown is None and values.dtype == np.uint8:
         shown = values / (2 ** int(header.BitsStored) - 1)
+        inverted = inverted != (header.get("RescaleSlope", 1) < 0)
     if shown is not None:
         return Pillow.fromarray(_to_byte(1 - shown if inverted else shown, 1))
     meant = _without_padding(meant.astype(np.float32), values, header)
@@ -92,7 +93,10 @@ def _without_padding(meant: np.ndarray, values: np.ndarray, header: "Dataset") -
     """Padding (PS3.3 C.7.5.1.1.2) as dark as the darkest pixel, so that it does not stretch the window."""
     if header.get("PixelPaddingValue") is None:
         return meant
-    low, high = sorted((header.PixelPaddingValue, header.get("PixelPaddingRangeLimit", header.PixelPaddingValue)))
+    limits = np.array([header.PixelPaddingValue, header.get("PixelPaddingRangeLimit", header.PixelPaddingValue)])
+    if header.get("PixelRepresentation") == 1:
+        limits[limits >= 2**15] -= 2**16  # negative numbers, written as unsigned ones
+    low, high = sorted(limits)
     padding = (values >= low) & (values <= high)
     if padding.any() and not padding.all():
         darkest = np.max if header.PhotometricInterpretation == "MONOCHROME1" else np.min

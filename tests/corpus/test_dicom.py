@@ -62,6 +62,13 @@ def test_monochrome1_is_inverted(tmp_path):
     assert picture(tmp_path, dataset(GRADIENT.astype(np.uint16), PhotometricInterpretation="MONOCHROME1"))[0, 0] == 0
 
 
+@pytest.mark.parametrize("kind, slope, inverted", [("MONOCHROME2", -1, True), ("MONOCHROME1", -1, False), ("MONOCHROME2", 2, False)])
+def test_a_falling_slope_inverts_bytes(tmp_path, kind, slope, inverted):
+    stored = (GRADIENT % 256).astype(np.uint8)
+    made = dataset(stored, PhotometricInterpretation=kind, RescaleSlope=slope, RescaleIntercept=255)
+    assert (picture(tmp_path, made) == (255 - stored if inverted else stored)).all()
+
+
 def test_twelve_bits_in_sixteen_ignore_what_is_in_the_others(tmp_path):
     made = dataset((GRADIENT | 0xA000).astype(np.uint16), BitsStored=12, HighBit=11, WindowCenter=2048, WindowWidth=4096)
     assert picture(tmp_path, made)[0, 0] == 0
@@ -181,6 +188,14 @@ def test_padding_does_not_stretch_the_window(tmp_path):
     assert picture(tmp_path, dataset(values, PixelPaddingValue=-2000)).min() == 64
 
 
+def test_padding_of_signed_pixels_may_be_written_as_an_unsigned_number(tmp_path):
+    values = GRADIENT.astype(np.int16)
+    values[0] = -2000
+    made = dataset(values)
+    made.add_new("PixelPaddingValue", "US", 2**16 - 2000)
+    assert picture(tmp_path, made).min() == 64
+
+
 @pytest.mark.parametrize("count", [0, -3])
 def test_a_senseless_number_of_frames_loses_nothing(tmp_path, count):
     assert len(records(save(dataset(GRADIENT.astype(np.uint8), NumberOfFrames=count), tmp_path / "x.dcm"))) == 1
@@ -282,6 +297,15 @@ def test_which_paths_are_recognised(tmp_path):
     save(dataset(GRADIENT.astype(np.uint8)), tmp_path / "x.dcm")
     assert dicom.recognises(tmp_path)
     assert [type(found) for found in records(tmp_path)] == [Rejection, Record]
+
+
+@pytest.mark.parametrize("keyword, value", [("InstanceCreationDate", "20200101"), ("InstanceCreationTime", "1200"), ("InstanceCreatorUID", "1.2")])
+def test_without_a_preamble_any_first_element_will_do(tmp_path, keyword, value):
+    made = dataset(GRADIENT.astype(np.uint8), **{keyword: value})
+    del made.file_meta
+    made.save_as(tmp_path / "x", implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert (tmp_path / "x").read_bytes()[:2] == b"\x08\0" and dicom.recognises(tmp_path / "x")
+    assert len(records(tmp_path / "x")) == 1
 
 
 def test_transfer_syntaxes_that_can_be_decoded():
