@@ -58,7 +58,7 @@ def _records(file: File, source: Source) -> Iterator[Record | Rejection]:
     if getattr(original, "file_meta", {}).get("MediaStorageSOPClassUID") == _DIRECTORY_CLASS:
         return
     if not any(keyword in original for keyword in _PIXELS):
-        yield Rejection(source.name, file.where, "no-pixel-data", "an object without a picture (a report, a plan, a waveform ...)")
+        yield _without_picture(file, original, source)
         return
     header = deidentify.deidentify(original, source.salt)
     patient = deidentify.patient_of(original) or file.digest
@@ -80,6 +80,13 @@ def _records(file: File, source: Source) -> Iterator[Record | Rejection]:
             patient=patient,
             **known | {"labels": known["labels"] | place},
         )
+
+
+def _without_picture(file: File, original: "Dataset", source: Source) -> Rejection:
+    kind = original.get("SOPClassUID") or original.file_meta.get("MediaStorageSOPClassUID")
+    is_image = "Image Storage" in getattr(kind, "name", "")
+    told = "an image whose pixels are missing: the file is cut off, or a header alone" if is_image else "an object without a picture (a report, a plan, a waveform ...)"
+    return Rejection(source.name, file.where, "no-pixel-data", told)
 
 
 def _known(header: "Dataset", source: Source) -> dict:

@@ -5,7 +5,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
+from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 
 from corpus.readers import dicom
 from corpus.readers.source import Source
@@ -265,6 +265,17 @@ def test_truncated_files_are_set_aside(tmp_path, size):
     (tmp_path / "x.dcm").write_bytes(whole[:size])
     taken = take_in(dicom, Source(tmp_path, "s", license="MIT"))
     assert not taken.samples and set(taken.reasons) <= {"not-dicom", "no-pixel-data", "unreadable-dicom", "unreadable-image", "unknown-modality"}
+
+
+def test_an_image_cut_inside_its_header_is_not_told_as_a_report(tmp_path):
+    made = dataset(GRADIENT.astype(np.uint16))
+    whole = save(made, tmp_path / "x.dcm").read_bytes()
+    for size in (whole.index(b"1.2.3.4"), whole.index(b"MONOCHROME2"), whole.index(b"\xe0\x7f\x10\0")):
+        (tmp_path / "x.dcm").write_bytes(whole[:size])
+        assert [(found.reason, "cut off" in found.detail) for found in records(tmp_path)] == [("no-pixel-data", True)]
+    made.SOPClassUID = EncapsulatedPDFStorage
+    del made.PixelData
+    assert [(found.reason, "report" in found.detail) for found in records(save(made, tmp_path / "x.dcm"))] == [("no-pixel-data", True)]
 
 
 def test_noise_never_raises(tmp_path):
