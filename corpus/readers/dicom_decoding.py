@@ -35,9 +35,19 @@ def decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
     decoder = _DECODER.get(dataset.file_meta.TransferSyntaxUID, "")
     if decoder == "gdcm":
         return _isolated(path, frame)
+    if dataset.get("BitsAllocated") == 1 and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return _single_bits(dataset, frame)
     if unused := _unused_low_bits(dataset):
         return pixel_array(dataset, index=frame, decoding_plugin=decoder, bits_stored=dataset.BitsStored + unused) >> unused
     return pixel_array(dataset, index=frame, decoding_plugin=decoder)
+
+
+def _single_bits(dataset: "Dataset", frame: int) -> np.ndarray:
+    """Frames of single bits follow each other without a gap, so that one may begin and end inside a byte (PS3.5 8.1.1)."""
+    shape = dataset.Rows, dataset.Columns
+    first, size = frame * shape[0] * shape[1], shape[0] * shape[1]
+    packed = np.frombuffer(dataset.PixelData, np.uint8)[first // 8 : -(-(first + size) // 8)]
+    return np.unpackbits(packed, bitorder="little")[first % 8 :][:size].reshape(shape)
 
 
 def _unused_low_bits(dataset: "Dataset") -> int:

@@ -182,6 +182,14 @@ def test_single_bits_are_black_and_white():
     assert set(np.unique(shown)) == {0, 255}
 
 
+def test_frames_of_single_bits_may_begin_inside_a_byte(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2, (5, 10, 11), dtype=np.uint8)
+    packed = np.packbits(bits, bitorder="little").tobytes() + b"\0"
+    made = dataset(bits, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=packed)
+    shown = [np.asarray(record.images[0]()) for record in records(save(made, tmp_path / "x.dcm"))]
+    assert (np.stack(shown) == bits * 255).all()
+
+
 def test_padding_does_not_stretch_the_window(tmp_path):
     values = GRADIENT.astype(np.int16)
     values[0] = -2000
