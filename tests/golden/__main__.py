@@ -1,6 +1,6 @@
 """Check a folder of golden fixtures: `python -m tests.golden FOLDER`.
 
-Prints the error of every comparison beside its tolerance; exits with 1 when one is over or a case is missing.
+Prints the error of every comparison beside its tolerance; exits with 1 when one is over, or a case or what it must hold is missing.
 """
 
 import argparse

@@ -48,12 +48,37 @@ class Golden:
         return UniMedVL.from_pretrained(self.folder / "checkpoint").float()
 
 
+def some(what: str, found: list) -> list:
+    """What a case holds of a kind.
+
+    Raises:
+        LookupError: nothing; a case that says nothing must not pass.
+    """
+    if not found:
+        raise LookupError(f"holds no {what}")
+    return found
+
+
+def difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest absolute difference; infinite where the shapes differ or one is not a number."""
+    if found.shape != wanted.shape:
+        return float("inf")
+    error = (found.detach().double() - wanted.double()).abs().max().item() if wanted.numel() else 0.0
+    return error if error == error else float("inf")
+
+
 def close(case: str, what: str, found: Tensor, wanted: Tensor, tolerance: float) -> Row:
     """Largest absolute difference."""
     if found.shape != wanted.shape:
         return Row(case, f"{what}: shape {list(found.shape)}, wanted {list(wanted.shape)}", float("inf"), tolerance)
-    error = (found.detach().double() - wanted.double()).abs().max().item() if wanted.numel() else 0.0
-    return Row(case, what, error if error == error else float("inf"), tolerance)
+    return Row(case, what, difference(found, wanted), tolerance)
+
+
+def worst(case: str, what: str, errors: dict[str, float], tolerance: float, relative: bool = False) -> Row:
+    """The largest of many tensors' errors; one that is not a number is larger than all others."""
+    some("tensors to compare", list(errors))
+    name = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
+    return Row(case, f"{what}, in {name}", errors[name], tolerance, relative)
 
 
 def close_relative(case: str, what: str, found: float, wanted: float, tolerance: float) -> Row:

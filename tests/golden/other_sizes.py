@@ -1,7 +1,7 @@
 """Write a golden folder at other sizes, by our own network: shows that a check reads every size from the files.
 
 It proves nothing about the reference. What the checks compute with caches and batches is computed here without: each
-token, and each velocity, from a whole sequence packed anew.
+token, and each velocity, from a whole sequence packed anew. A cache's own content is as it stands after one reading.
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import UniMedVL, denoise
+from model import UniMedVL, denoise, generate
 from model.attention import sample_mask
 from model.config import ModelConfig
 from model.curriculum import PARTS
@@ -211,6 +211,9 @@ class Writer:
         tensors = {"image": image, "prompt_ids": torch.tensor(prompt), "prefill_vit_hidden": hidden[:8], "prefill_text_hidden": hidden[8:], "greedy_tokens": torch.tensor(tokens[:steps])}
         tensors |= {"prefill_text_logits": head(hidden[8:]), "vit_packed_position_ids": batch.position_ids[:8], "text_position_ids": batch.position_ids[8:], "greedy_logits": logits}
         tensors |= {"greedy_tokens_stopped": torch.tensor(tokens[: tokens.index(stop, 1)])}
+        cache = generate.prefill(self.model, [items], 0).cache
+        for kind, layers in (("key", cache.keys), ("value", cache.values)):
+            tensors |= {f"kv_{kind}_layer{layer}": held[0].transpose(0, 1) for layer, held in enumerate(layers)}
         self._save("07_understanding", tensors, {"kv_lens": [16], "rope": [9], "max_length": steps, "stop_token_for_greedy_tokens_stopped": stop})
         prompts = {f"prompt{i}": self._ids(n) for i, n in enumerate((4, 9, 2))}
         found = [self._continued([TextItem(ids)], 5)[0] for ids in prompts.values()]

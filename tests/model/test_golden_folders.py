@@ -10,7 +10,7 @@ from tests.golden.__main__ import main, rows_of
 from tests.golden.fixture import Golden
 from tests.golden.other_sizes import Sizes, Writer
 
-CHECKED_WITH = {"06_train_grads": "06_train"}
+CHECKED_WITH = dict.fromkeys(("06_train_grads", "06_train_after_step"), "06_train")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,55 @@ def test_a_disturbed_tensor_is_over_its_tolerance(folder, file, tensor, case):
     tensors[tensor].view(-1)[0] += 1e-3
     save_file(tensors, path)
     assert not all(row.ok for row in rows_of(CHECKED_WITH.get(case, case), Golden(folder)))
+
+
+@pytest.mark.parametrize(
+    "case, tensor",
+    [
+        ("06_train_grads", "language_model.model.embed_tokens.weight"),
+        ("06_train_after_step", "language_model.model.norm.weight"),
+        ("06_train_grads_freeze_und", "vae2llm.weight"),
+    ],
+)
+def test_what_is_not_a_number_fails(folder, case, tensor):
+    path = folder / "cases" / f"{case}.safetensors"
+    tensors = load_file(path)
+    tensors[tensor].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    assert [row.case for row in rows_of(CHECKED_WITH.get(case, case), Golden(folder)) if not row.ok and tensor in row.what]
+
+
+@pytest.mark.parametrize(
+    "case, dropped, told",
+    [
+        ("05_parts", "extrapolate_", "no extrapolated position ids"),
+        ("05_parts", "dts_", "no schedules' dts"),
+        ("06_train_grads", "vit_model", "tensors compared"),
+        ("06_train_grads_freeze_und", "", "no tensors to compare"),
+        ("06_train_after_step", "ema.", "no averages"),
+        ("07_understanding", "kv_value", "no cached values"),
+        ("09_generation_step", "cond_", "cond_t0.35"),
+        ("09_generation_step", "cfg_text_img_global", "cfg_text_img_global_t0.35"),
+        ("12_preprocess", "vae", "no transformed pictures"),
+    ],
+)
+def test_a_case_that_holds_less_fails(folder, case, dropped, told):
+    path = folder / "cases" / f"{case}.safetensors"
+    save_file({name: tensor for name, tensor in load_file(path).items() if not name.startswith(dropped)}, path)
+    assert [row.what for row in rows_of(CHECKED_WITH.get(case, case), Golden(folder)) if not row.ok and told in row.what]
+
+
+def test_a_variant_that_is_told_nowhere_is_compared_all_the_same(folder):
+    path = folder / "cases" / "10_denoise_t2i.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"variants": {}}))
+    assert "nocfg final tokens" in [row.what for row in rows_of("10_denoise_t2i", Golden(folder))]
+
+
+@pytest.mark.parametrize("case, emptied, told", [("12_preprocess", "table", "no resize decisions"), ("13_packing_loop", "cases", "no configurations")])
+def test_an_empty_list_fails(folder, case, emptied, told):
+    path = folder / "cases" / f"{case}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {emptied: []}))
+    assert [told in row.what for row in rows_of(case, Golden(folder)) if not row.ok] == [True]
 
 
 def test_another_integer_is_a_difference(folder, capsys):
