@@ -1,20 +1,35 @@
 """Scores of short answers, and confidence intervals."""
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Collection, Sequence
 from math import sqrt
 
 import numpy as np
 
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = re.compile(r"[^\w\s%.\-]|(?<!\d)\.|\.(?!\d)")
+_ARTICLES = {"a", "an", "the"}
+# Of dots, those of a decimal number stay: one with a digit behind it, and neither a letter nor a dot before it.
+_PUNCTUATION = re.compile(r"[^\w\s%.\-]|(?<=[^\W\d]|\.)\.|\.(?!\d)")
 
 _OPTION_NOISE = re.compile(r"[.()\[\],:;!*#{}]")
+# A small letter in the midst of a sentence may be the article.
+_ANSWER_IS = re.compile(r"(?i:answer is):?\s*\(?(?:([A-Z])\b|([a-z])(?=[).\],:;]|\s*$))")
+_REFUSAL = re.compile(r"(can['’]t|cannot) (help with images|process this|determine the answer)|without the image provided|failed to obtain answer", re.IGNORECASE)
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, punctuation and articles stripped, blanks collapsed: the field's VQA convention."""
-    return " ".join(_ARTICLES.sub(" ", _PUNCTUATION.sub(" ", text.casefold())).split())
+    """Lower case, punctuation and articles stripped, blanks collapsed: the field's VQA convention.
+
+    Characters are compared as NFKC writes them. Text that is nothing but articles or punctuation stays.
+    """
+    return " ".join(_tokens(text))
+
+
+def _tokens(text: str, kept: Collection[str] = ()) -> list[str]:
+    """The normalised words; one written as in `kept` is no article."""
+    text = unicodedata.normalize("NFKC", text)
+    words = _PUNCTUATION.sub(" ", text).split() or text.split()
+    return [word.casefold() for word in words if word in kept or word.casefold() not in _ARTICLES] or [word.casefold() for word in words]
 
 
 def exact_match(answer: str, truth: str) -> bool:
@@ -23,21 +38,28 @@ def exact_match(answer: str, truth: str) -> bool:
 
 
 def token_f1(answer: str, truth: str) -> float:
-    """Harmonic mean of token precision and recall after normalisation."""
-    given, wanted = normalise_answer(answer).split(), normalise_answer(truth).split()
+    """Harmonic mean of token precision and recall after normalisation; 1 where both are blank."""
+    given, wanted = _tokens(answer), _tokens(truth)
+    if given == wanted:
+        return 1.0
     common = sum(min(given.count(token), wanted.count(token)) for token in set(given))
     return 2 * common / (len(given) + len(wanted)) if common else 0.0
 
 
 def token_recall(answer: str, truth: str) -> float:
     """Share of the truth's tokens that the answer holds: how LLaVA-Med and its kin score open questions."""
-    given, wanted = normalise_answer(answer).split(), normalise_answer(truth).split()
+    given, wanted = _tokens(answer), _tokens(truth)
+    if given == wanted:
+        return 1.0
     return sum(min(given.count(token), wanted.count(token)) for token in set(wanted)) / len(wanted) if wanted else 0.0
 
 
 def closed_match(answer: str, truth: str, choices: Sequence[str] = ("yes", "no")) -> bool:
-    """Whether the first choice that the answer names, as words of its own, is the true one: the convention for closed questions."""
-    said = f" {normalise_answer(answer)} "
+    """Whether the first choice that the answer names, as words of its own, is the true one: the convention for closed questions.
+
+    A choice that is also an article, such as A, is named where it is written as the choice is.
+    """
+    said = f" {' '.join(_tokens(answer, kept=choices))} "
     places = {choice: said.find(f" {normalise_answer(choice)} ") for choice in choices}
     named = [choice for choice, place in places.items() if place >= 0]
     return bool(named) and exact_match(min(named, key=lambda choice: (places[choice], -len(choice))), truth)
@@ -46,19 +68,22 @@ def closed_match(answer: str, truth: str, choices: Sequence[str] = ("yes", "no")
 def option_match(answer: str, options: dict[str, str]) -> str | None:
     """The letter of the chosen option, or None: VLMEvalKit's rules without a judge.
 
-    One option letter standing alone among the answer's last words; else "answer is X"; else the one option
-    whose text the answer holds, unless the answer is over twice as long as all options together.
+    None for a refusal. One option letter standing alone among the answer's last words; else "answer is X"; else
+    the one option whose text the answer holds, unless the answer is over twice as long as all options together.
 
     Args:
         options: letter to text.
     """
+    answer = unicodedata.normalize("NFKC", answer)
+    if _REFUSAL.search(answer):
+        return None
     words = _OPTION_NOISE.sub(" ", answer).split()
     letters = [word for word in words if word in options]
     if len(set(letters)) == 1 and (letters[0] in words[-4:] or len(words) <= 4):
         return letters[0]
-    said = re.search(r"answer is:?\s*\(?([A-Z])\b", answer, re.IGNORECASE)
-    if said and said[1].upper() in options:
-        return said[1].upper()
+    said = _ANSWER_IS.search(answer)
+    if said and said[said.lastindex].upper() in options:
+        return said[said.lastindex].upper()
     if len(answer) > 2 * sum(map(len, options.values())):
         return None
     held = [letter for letter, text in options.items() if text and normalise_answer(text) in normalise_answer(answer)]

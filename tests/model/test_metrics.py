@@ -13,9 +13,30 @@ def test_exact_match_ignores_case_articles_and_punctuation(answer, truth, same):
     assert exact_match(answer, truth) is same
 
 
+@pytest.mark.parametrize(
+    "answer, truth, same",
+    [
+        ("", "A", False),
+        ("the", "A", False),
+        ("", "?", False),
+        ("A.", "A", True),
+        ("?", "?", True),
+        (".5 cm", "5 cm", False),
+        ("about...5 cm", "about 5 cm", True),
+        ("fig.5", "fig 5", True),
+        ("Ｙｅｓ", "yes", True),
+        ("e\u0301panchement", "\u00e9panchement", True),
+    ],
+)
+def test_normalising_leaves_no_answer_blank_and_no_number_another(answer, truth, same):
+    assert exact_match(answer, truth) is same
+    assert (token_f1(answer, truth) == 1) is (token_recall(answer, truth) == 1) is same
+
+
 def test_token_f1():
     assert token_f1("left lung nodule", "left lung") == pytest.approx(0.8)
     assert token_f1("", "left") == 0.0
+    assert token_f1("", "") == token_f1("A", "A") == 1
 
 
 def test_open_questions_are_scored_by_recall():
@@ -31,6 +52,11 @@ def test_closed_questions_are_scored_by_the_first_choice_named(answer, truth, ri
 def test_closed_questions_with_choices_of_their_own():
     choices = ("lung", "left lung", "axial")
     assert closed_match("The left lung, axial view", "Left lung", choices) and not closed_match("axial view of the lung", "lung", choices)
+
+
+@pytest.mark.parametrize("answer, right", [("A is right", True), ("The answer is A.", True), ("a", True), ("", False), ("It is a tumour: B", False)])
+def test_a_choice_that_is_also_an_article(answer, right):
+    assert closed_match(answer, "A", ("A", "B")) is right
 
 
 def test_psnr_of_a_known_error():
@@ -56,10 +82,20 @@ OPTIONS = {"A": "left lung", "B": "right lung", "C": "heart"}
         ("left lung or right lung", None),
         ("I cannot tell.", None),
         ("right lung " * 20, None),
+        ("The answer is a right lung.", "B"),
+        ("The answer is (a), the lung on the other side is healthy", "A"),
+        ("The answer is c, both lungs are quite healthy", "C"),
+        ("I think the answer is b", "B"),
+        ("Sorry, I can't help with images of people yet. A", None),
+        ("（B）", "B"),
     ],
 )
 def test_option_match(answer, letter):
     assert option_match(answer, OPTIONS) == letter
+
+
+def test_an_option_whose_text_is_an_article_is_not_in_every_answer():
+    assert option_match("O", {"A": "A", "B": "B", "C": "AB", "D": "O"}) == "D"
 
 
 def test_ssim_of_equal_and_of_unlike_pictures():
