@@ -88,19 +88,30 @@ def drawing(model: UniMedVL, reader: ReleaseReader, params: EvaluationParams, se
 
 
 def pairs(model: UniMedVL, reader: ReleaseReader, params: EvaluationParams, seed: int) -> Iterator[Item]:
-    """Image to image: PSNR and SSIM against the true picture."""
+    """Image to image: PSNR and SSIM against the true picture, in its size."""
     kinds: dict[str, list[Sample]] = defaultdict(list)
     for position in reader.select("test", "interleaved"):
         sample = reader.load(position)
         kinds[sample.labels.get("pair", "pair")].append(sample)
     for kind, found in sorted(kinds.items()):
         chosen = evenly(found, params.max_pairs)
-        inputs = [[s.images[0].open(), next(p.text for p in s.parts if p.kind == "text")] for s in chosen]
-        for sample, picture in zip(chosen, model.draw_batch(inputs, seeds=[seed + i for i in range(len(chosen))])):
-            truth = np.asarray(resize(sample.images[-1].open(), model.config.image.vae))
-            made = np.asarray(picture)
+        truths = [resize(s.images[-1].open(), model.config.image.vae) for s in chosen]
+        drawn = _drawn(model, chosen, [truth.size for truth in truths], seed)
+        for sample, made, truth in zip(chosen, map(np.asarray, drawn), map(np.asarray, truths)):
             yield Item(f"interleaved/{kind}-psnr", sample.id, psnr(made, truth), "", "", ())
             yield Item(f"interleaved/{kind}-ssim", sample.id, ssim(made, truth), "", "", ())
+
+
+def _drawn(model: UniMedVL, samples: list[Sample], sizes: list[tuple[int, int]], seed: int) -> list[Image]:
+    """What the model makes of each sample's first image, in the size asked for; those of one size are drawn together."""
+    places: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for place, size in enumerate(sizes):
+        places[size].append(place)
+    drawn: dict[int, Image] = {}
+    for size, members in places.items():
+        inputs = [[samples[i].images[0].open(), next(p.text for p in samples[i].parts if p.kind == "text")] for i in members]
+        drawn |= zip(members, model.draw_batch(inputs, seeds=[seed + i for i in members], size=size))
+    return [drawn[place] for place in range(len(samples))]
 
 
 def evenly(items: Sequence, limit: int) -> list:
