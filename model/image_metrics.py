@@ -20,31 +20,48 @@ class TextEncoder(Protocol):
 
 
 def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures of one shape; 100 for equal ones."""
+    """Peak signal-to-noise ratio in dB of two uint8 pictures of one shape; 100 for equal ones and at most.
+
+    Raises:
+        ValueError: the shapes differ, or there are no pixels.
+    """
+    _same_shape(picture, truth, least=1)
     error = np.mean((picture.astype(np.float64) - truth.astype(np.float64)) ** 2)
-    return 100.0 if error == 0 else float(10 * np.log10(255.0**2 / error))
+    return 100.0 if error == 0 else min(float(10 * np.log10(255.0**2 / error)), 100.0)
 
 
 def ssim(picture: np.ndarray, truth: np.ndarray) -> float:
-    """Structural similarity of two uint8 RGB pictures (scikit-image)."""
+    """Structural similarity of two uint8 pictures of one shape, [h, w] or [h, w, channels] (scikit-image).
+
+    Raises:
+        ValueError: the shapes differ, or a side is shorter than the window of 7 px.
+    """
     from skimage.metrics import structural_similarity
 
-    return float(structural_similarity(picture, truth, channel_axis=-1, data_range=255))
+    _same_shape(picture, truth, least=7)
+    return float(structural_similarity(picture, truth, channel_axis=-1 if picture.ndim == 3 else None, data_range=255))
+
+
+def _same_shape(picture: np.ndarray, truth: np.ndarray, least: int) -> None:
+    if picture.shape != truth.shape or min(picture.shape[:2]) < least:
+        raise ValueError(f"needs two pictures of one shape, with {least} px or more a side, got {picture.shape} and {truth.shape}")
 
 
 def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     """Distance of the Gaussians of two feature sets [n, d] and [m, d] (Heusel et al. 2017); FID with Inception's features.
 
     Raises:
-        ValueError: a set has fewer than two members, or the widths differ.
+        ValueError: a set is no table, or has fewer than two members, or the widths differ.
     """
-    if min(len(features), len(others)) < 2 or features.shape[1] != others.shape[1]:
-        raise ValueError(f"needs two or more vectors of one width in both sets, got {features.shape} and {others.shape}")
     a, b = (np.asarray(x, dtype=np.float64) for x in (features, others))
+    if a.ndim != 2 or b.ndim != 2 or min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"needs two or more vectors of one width in both sets, got {a.shape} and {b.shape}")
     covariance, other_covariance = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
     # Trace of the root of a product of two covariances: its eigenvalues are real and not negative.
     roots = np.sqrt(np.linalg.eigvals(covariance @ other_covariance).real.clip(min=0))
-    return float(np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + np.trace(covariance + other_covariance) - 2 * roots.sum())
+    distance = np.square(a.mean(axis=0) - b.mean(axis=0)).sum() + np.trace(covariance + other_covariance) - 2 * roots.sum()
+    # Rounding leaves the distance of equal sets a little below nothing.
+    return max(float(distance), 0.0)
 
 
 def frechet_image_distance(pictures: Sequence[Image], truths: Sequence[Image], encoder: ImageEncoder) -> float:
@@ -53,6 +70,12 @@ def frechet_image_distance(pictures: Sequence[Image], truths: Sequence[Image], e
 
 
 def clip_score(pictures: Sequence[Image], texts: Sequence[str], images: ImageEncoder, words: TextEncoder) -> float:
-    """Mean cosine of each picture with its own text, in [-1, 1] (the BioMedCLIP score with BiomedCLIP's encoders)."""
+    """Mean cosine of each picture with its own text, in [-1, 1] (the BioMedCLIP score with BiomedCLIP's encoders).
+
+    Raises:
+        ValueError: there are not as many texts as pictures, or none.
+    """
+    if len(pictures) != len(texts) or not len(texts):
+        raise ValueError(f"needs a text for every picture, got {len(pictures)} pictures and {len(texts)} texts")
     a, b = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12) for vectors in (images(pictures), words(texts)))
     return float((a * b).sum(axis=1).mean())

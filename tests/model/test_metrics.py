@@ -63,6 +63,22 @@ def test_psnr_of_a_known_error():
     assert psnr(np.full((4, 4), 10, np.uint8), np.zeros((4, 4), np.uint8)) == pytest.approx(20 * np.log10(255 / 10))
 
 
+def test_no_picture_is_nearer_than_an_equal_one():
+    picture = np.zeros((512, 512, 3), np.uint8)
+    near = picture.copy()
+    near[0, 0, 0] = 1
+    assert psnr(near, picture) == psnr(picture, picture) == 100
+    assert np.isnan(psnr(np.full((8, 8), np.nan), np.zeros((8, 8))))
+
+
+@pytest.mark.parametrize("score", [psnr, ssim])
+@pytest.mark.parametrize("shapes", [((64, 64, 1), (64, 64, 3)), ((10, 10, 3), (10, 11, 3)), ((10, 10), (10, 10, 3)), ((0, 0, 3), (0, 0, 3))])
+def test_pictures_of_unlike_shapes_are_told(score, shapes):
+    with pytest.raises(ValueError, match=r"one shape.*got \(") as told:
+        score(*(np.zeros(shape, np.uint8) for shape in shapes))
+    assert all(str(shape) in str(told.value) for shape in shapes)
+
+
 def test_wilson_interval_of_a_known_case():
     low, high = wilson_interval(8, 10)
     assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
@@ -103,14 +119,24 @@ def test_ssim_of_equal_and_of_unlike_pictures():
     assert ssim(picture, picture) == pytest.approx(1.0) and ssim(picture, 255 - picture) < 0.1
 
 
+def test_ssim_of_grey_pictures_is_that_of_their_rgb():
+    grey, other = np.random.default_rng(0).integers(0, 255, (2, 32, 24), dtype=np.uint8)
+    assert ssim(grey, other) == pytest.approx(ssim(*(np.stack([p] * 3, axis=-1) for p in (grey, other))))
+    with pytest.raises(ValueError, match="7 px"):
+        ssim(grey[:6], other[:6])
+
+
 def test_frechet_distance_of_known_gaussians():
     """Same covariance: the squared distance of the means. Same mean, twice the deviation: the trace of the difference."""
     draws = np.random.default_rng(0).normal(size=(20_000, 3))
     assert frechet_distance(draws, draws) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(draws, draws + [3, 0, 0]) == pytest.approx(9, rel=1e-6)
     assert frechet_distance(draws, 2 * draws) == pytest.approx(3, rel=0.05)
-    with pytest.raises(ValueError, match="two or more"):
-        frechet_distance(draws[:1], draws)
+    assert frechet_distance(draws[:5], draws[:5]) >= 0
+    for features in (draws[:1], draws[0]):
+        with pytest.raises(ValueError, match="two or more"):
+            frechet_distance(features, draws)
+    assert frechet_distance([[0], [1]], [[2], [3]]) == pytest.approx(4)
 
 
 def test_scores_are_those_of_other_packages():
@@ -154,6 +180,8 @@ def test_pictures_are_compared_in_any_encoders_space():
     words = {"dark": [0.0, 1.0], "light": [1.0, 0.0]}
     score = clip_score(grey[:1] * 2, ["light", "dark"], encoder, lambda texts: np.array([words[t] for t in texts]))
     assert score == pytest.approx((10 + 1) / 2 / np.hypot(10, 1))
+    with pytest.raises(ValueError, match="3 pictures and 1 texts"):
+        clip_score(grey, ["dark"], encoder, lambda texts: np.array([words[t] for t in texts]))
 
 
 def test_reports_against_values_worked_out_by_hand():
