@@ -1,13 +1,21 @@
 """Scores of long texts against references: BLEU, ROUGE and METEOR, by the packages of the field."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
 
 
 def bleu(reports: Sequence[str], references: Sequence[str], n: int = 4) -> float:
-    """Corpus BLEU with uniform weights up to n-grams, in [0, 1] (NLTK, its smoothing method 1)."""
+    """Corpus BLEU with uniform weights up to n-grams, in [0, 1] (NLTK, its smoothing method 1).
+
+    Raises:
+        ValueError: there are no reports, or not as many references.
+    """
     from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 
     pairs = [([_words(truth)], _words(report)) for report, truth in zip(reports, references, strict=True)]
+    if not pairs:
+        raise ValueError("BLEU of no reports is not defined")
     return float(corpus_bleu([truth for truth, _ in pairs], [found for _, found in pairs], [1 / n] * n, SmoothingFunction().method1))
 
 
@@ -16,7 +24,7 @@ def rouge(reports: Sequence[str], references: Sequence[str]) -> dict[str, float]
     from rouge_score.rouge_scorer import RougeScorer
 
     kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds, use_stemmer=True)
+    scorer = RougeScorer(kinds, tokenizer=_Stems())
     scores = [scorer.score(truth, report) for report, truth in zip(reports, references, strict=True)]
     return {kind: sum(score[kind].fmeasure for score in scores) / max(len(scores), 1) for kind in kinds}
 
@@ -39,7 +47,17 @@ class _NoSynonyms:
         return []
 
 
-def _words(text: str) -> list[str]:
-    import re
+class _Stems:
+    """Words as rouge-score cuts and stems them, which knows no letters but a to z, in any script."""
 
-    return re.findall(r"\w+|[^\w\s]", text.lower())
+    def __init__(self):
+        from nltk.stem.porter import PorterStemmer
+
+        self._stem = PorterStemmer().stem
+
+    def tokenize(self, text: str) -> list[str]:
+        return [self._stem(word) if len(word) > 3 else word for word in _words(text, r"[^\W_]+")]
+
+
+def _words(text: str, pattern: str = r"\w+|[^\w\s]") -> list[str]:
+    return re.findall(pattern, unicodedata.normalize("NFC", text.lower()))

@@ -192,3 +192,19 @@ def test_reports_against_values_worked_out_by_hand():
     # Three matches in one chunk: F = 0.75, penalty 0.5 * (1 / 3) ** 3.
     assert meteor(report, truth) == pytest.approx(0.75 * (1 - 0.5 / 27))
     assert bleu(truth, truth) == pytest.approx(1) and rouge(truth, truth)["rougeL"] == 1
+    with pytest.raises(ValueError, match="no reports"):
+        bleu([], [])
+
+
+def test_reports_in_any_script():
+    assert rouge(["пневмония"], ["пневмония"])["rouge1"] == 1
+    assert rouge(["pâle"], ["pèle"])["rouge1"] == 0
+    assert rouge(["e\u0301panchement"], ["\u00e9panchement"])["rouge1"] == 1
+
+
+def test_rouge_of_english_is_the_packages():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    report, truth = "No effusions; T2_FLAIR wasn't repeated (5.5 mm).", "Effusion repeats in T2 FLAIR, 5.5mm. It wasn't big"
+    wanted = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True).score(truth, report)
+    assert rouge([report], [truth]) == {kind: score.fmeasure for kind, score in wanted.items()}
