@@ -107,8 +107,8 @@ def evaluate(
 def plan(
     profile: Annotated[str, typer.Option(help="Name of a profile, or its file.")] = "unimedvl-14b",
     gpus: Annotated[int, typer.Option(min=1)] = 8,
-    memory_gb: Annotated[float, typer.Option(help="Memory of one GPU.")] = 80,
-    peak_tflops: Annotated[float, typer.Option(help="Dense bfloat16 peak of one GPU (H100: 989, A100: 312).")] = 989,
+    memory_gb: Annotated[float, typer.Option(min=0.01, help="Memory of one GPU.")] = 80,
+    peak_tflops: Annotated[float, typer.Option(min=0.01, help="Dense bfloat16 peak of one GPU (H100: 989, A100: 312).")] = 989,
     mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the peak that training reaches.")] = 0.45,
     json: Json = False,
 ) -> None:

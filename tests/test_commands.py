@@ -23,7 +23,13 @@ def test_plan_names_the_profiles_there_are():
     assert done.returncode == 1 and "unimedvl-14b" in done.stderr
 
 
-@pytest.mark.parametrize("share", ["0", "1.5"])
+@pytest.mark.parametrize("option", ["--peak-tflops", "--memory-gb", "--mfu", "--gpus"])
+@pytest.mark.parametrize("value", ["0", "-5", "nan"])
+def test_a_plan_is_of_hardware_there_can_be(option, value):
+    assert run("flows.cli", "plan", option, value).returncode == 2
+
+
+@pytest.mark.parametrize("share", ["0", "1.5", "nan"])
 def test_a_share_of_the_steps_is_a_share(share):
     assert run("flows.cli", "retrain", "--share", share).returncode == 2
 
