@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image as Pillow
 
 from corpus import anatomy, deidentify, vocabulary
-from corpus.readers import dicom_decoding, dicom_pixels
+from corpus.readers import dicom_decoding, dicom_pixels, tree
 from corpus.readers.files import File, evenly_spread, listed
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -31,7 +31,7 @@ def recognises(path: Path) -> bool:
     """A DICOM file, with or without its preamble, or a folder with one among its first files."""
     if path.is_file():
         return _is_dicom(path)
-    files = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    files = (file for file in tree.walk(path) if file.is_file())
     return any(_is_dicom(file) for _, file in zip(range(_LOOKED_AT), files))
 
 
@@ -41,7 +41,10 @@ def read(source: Source) -> Iterator[Record | Rejection]:
     Nothing handed over names a file, as its name may be a person's: `where` gives the start of the file's SHA-256 and its
     place in the sorted list of files.
     """
-    for file in listed(source.path):
+    for file in listed(source):
+        if isinstance(file, Rejection):
+            yield file
+            continue
         if not _is_dicom(file.path):
             yield Rejection(source.name, file.where, "not-dicom", "a file of another kind among the DICOM files")
             continue

@@ -1,9 +1,15 @@
 """Files of a source that are told apart without their names, as a name may be a person's."""
 
 import hashlib
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+from corpus.readers import tree
+from corpus.readers.source import Source
+from corpus.record import Rejection
 
 
 class File(NamedTuple):
@@ -14,13 +20,17 @@ class File(NamedTuple):
     where: str
 
 
-def listed(root: Path) -> Iterator[File]:
-    """All files under a folder in sorted order (or the one file), hidden ones left out."""
-    paths = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+def listed(source: Source) -> Iterator[File | Rejection]:
+    """All files of a source in sorted order, hidden ones left out; a rejection for what cannot be read or lies elsewhere."""
+    paths = sorted(path for path in tree.walk(source.path) if os.path.isfile(path) or os.path.isdir(path) or tree.leaves(path, source.path))
     for number, path in enumerate(paths, start=1):
+        place = f"file {number} of {len(paths)}"
+        if closed := tree.unread(path, source):
+            yield replace(closed, where=place)
+            continue
         with open(path, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
-        yield File(path, digest, f"sha256:{digest} (file {number} of {len(paths)})")
+        yield File(path, digest, f"sha256:{digest} ({place})")
 
 
 def evenly_spread(count: int, most: int) -> list[int]:

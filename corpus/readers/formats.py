@@ -69,7 +69,7 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
             found = True
             yield closed
             continue
-        format = detect(file, source.columns) if file.is_file() else None
+        format = detect(file, source.columns) if os.path.isfile(file) else None
         if format is None:
             unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
             continue

@@ -47,7 +47,10 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
     Of the header only shape, axes and scaling are used: its free text and extensions are never looked at.
     """
-    for file in listed(source.path):
+    for file in listed(source):
+        if isinstance(file, Rejection):
+            yield file
+            continue
         if not _NAME.search(file.path.name):
             continue
         try:

@@ -40,9 +40,9 @@ def unread(file: Path, source: Source) -> Rejection | None:
 
     if leaves(file, source.path):
         return reject("path-outside-folder", "a link out of the source's folder")
-    if file.is_dir():
+    if os.path.isdir(file):
         return reject("unreadable-folder", "this machine does not let its files be listed")
-    if file.is_file() and not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+    if os.path.isfile(file) and not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
         return reject("unreadable-file", "this machine does not let it be read")
     return None
 
@@ -57,7 +57,7 @@ def read_each(source: Source, recognises: Callable[[Path], bool], read_file: Rea
     for file in walk(source.path):
         if closed := unread(file, source):
             yield closed
-        elif not source.path.is_dir() or (file.is_file() and recognises(file)):
+        elif not source.path.is_dir() or (os.path.isfile(file) and recognises(file)):
             found = True
             try:
                 yield from read_file(file, source)

@@ -93,6 +93,20 @@ def test_what_may_not_be_read_is_kept_aside(public, format):
     assert sorted((r.where, r.reason) for r in aside) == told
 
 
+@pytest.mark.parametrize("format", ["dicom", "nifti"])
+def test_closed_files_and_links_out_are_kept_aside_without_their_names(public, tmp_path, format):
+    (tmp_path / "outside.dcm").write_bytes(b"?")
+    (public / "a.dcm").symlink_to(tmp_path / "outside.dcm")
+    (public / "broken.dcm").symlink_to("nowhere")
+    (public / "jane doe.dcm").write_bytes(b"?")
+    (public / "jane doe.dcm").chmod(0)
+    read(public / "a.dcm", format)
+    with as_anybody():
+        records, aside = read(public, format)
+    assert not records and {r.reason for r in aside} == {"path-outside-folder", "unreadable-file"}
+    assert sorted(r.where for r in aside) == ["file 1 of 2", "file 2 of 2"]
+
+
 def test_a_source_elsewhere_is_not_replaced_unasked(tmp_path, s3):
     for place in ("x", "y"):
         layouts.save(ord(place) - ord("x"), tmp_path / place / "train" / "head" / "1.png")
