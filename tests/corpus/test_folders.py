@@ -34,7 +34,8 @@ def public():
     folder.chmod(0o755)
     yield folder
     for inner in folder.iterdir():
-        inner.chmod(0o755)
+        if not inner.is_symlink():
+            inner.chmod(0o755)
     shutil.rmtree(folder)
 
 
