@@ -42,7 +42,8 @@ class Planner:
 
     def _understanding(self, sample: Sample, rng: random.Random) -> list[Item]:
         drop = rng.random() < self.stage.dropout.vit
-        images = [ViTItem(self._shifted(sample.images[p.image], rng), drop) for p in sample.parts if p.kind == "image"]
+        shown = [sample.images[p.image] for p in sample.parts if p.kind == "image"]
+        images = [ViTItem(self._shifted(image, rng, len(shown)), drop) for image in shown]
         texts = [p for p in sample.parts if p.kind == "text"]
         turns = list(zip(texts[::2], texts[1::2]))
         chosen = rng.sample(turns, min(len(turns), self.stage.max_turns))
@@ -58,19 +59,19 @@ class Planner:
         items = [VAEItem(self._latent(image))] if "vae" in part.views else []
         return items + ([ViTItem(self._window(image, self.stage.shift_pixels, self.stage.shift_pixels))] if "vit" in part.views else [])
 
-    def _shifted(self, image: Image, rng: random.Random) -> Tensor:
-        """The picture moved a little, its edge pixels repeated."""
+    def _shifted(self, image: Image, rng: random.Random, images: int) -> Tensor:
+        """The picture, one of `images`, moved a little, its edge pixels repeated."""
         most = self.stage.shift_pixels
-        return self._window(image, rng.randint(0, 2 * most), rng.randint(0, 2 * most)) if most else self._window(image, 0, 0)
+        return self._window(image, rng.randint(0, 2 * most), rng.randint(0, 2 * most), images) if most else self._window(image, 0, 0, images)
 
-    def _window(self, image: Image, top: int, left: int) -> Tensor:
+    def _window(self, image: Image, top: int, left: int, images: int = 1) -> Tensor:
         """So much of the picture and its edges as the picture has pixels."""
-        edged, edges = self._edged(image), 2 * self.stage.shift_pixels
+        edged, edges = self._edged(image, images), 2 * self.stage.shift_pixels
         return edged[:, top : top + edged.shape[1] - edges, left : left + edged.shape[2] - edges].expand(3, -1, -1)
 
-    def _load_edged(self, data: bytes) -> Tensor:
-        """The picture's planes with as many edge pixels on every side as it may be moved."""
-        planes, most = to_planes(fit(Pillow.open(io.BytesIO(data)), self._vit_rule)), self.stage.shift_pixels
+    def _load_edged(self, data: bytes, images: int) -> Tensor:
+        """The planes of a picture among `images`, with as many edge pixels on every side as it may be moved."""
+        planes, most = to_planes(fit(Pillow.open(io.BytesIO(data)), self._vit_rule, images)), self.stage.shift_pixels
         return F.pad(planes, (most, most, most, most), mode="replicate") if most else planes
 
     def _load_latent(self, data: bytes) -> Tensor:
@@ -82,17 +83,18 @@ def _within(rule: ResizeRule, sides: tuple[int, int] | None) -> ResizeRule:
     return rule.model_copy(update={"min_size": sides[0], "max_size": sides[1]}) if sides else rule
 
 
-def _by_content(load: Callable[[bytes], Tensor], most: int) -> Callable:
-    """Cache `load` by the image's hash rather than by its bytes; the results may take so many bytes."""
-    held: dict[str, Tensor] = {}
+def _by_content(load: Callable[..., Tensor], most: int) -> Callable:
+    """Cache `load` by the image's hash rather than by its bytes, and what else it is told; the results may take so many bytes."""
+    held: dict[tuple, Tensor] = {}
     size = 0
 
-    def get(image) -> Tensor:
+    def get(image: Image, *told: int) -> Tensor:
         nonlocal size
-        found = held.get(image.sha256)
+        key = (image.sha256, *told)
+        found = held.get(key)
         if found is None:
-            found = load(image.data)
-            held[image.sha256] = found
+            found = load(image.data, *told)
+            held[key] = found
             size += found.nbytes
             while size > most and len(held) > 1:
                 size -= held.pop(next(iter(held))).nbytes

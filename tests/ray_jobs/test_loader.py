@@ -14,6 +14,7 @@ from corpus.reader import ReleaseReader
 from corpus.shard_cache import ShardCache
 from infra.store import StoreUnavailable, corpus_store
 from model.curriculum import Dropout, StageParams
+from model.preprocess import target_size
 from ray_jobs.loader import Loader
 from ray_jobs.plans import Planner
 from tests.ray_jobs.made_release import picture, publish, sample, torn
@@ -79,6 +80,19 @@ def test_a_picture_to_be_understood_is_moved_and_one_to_be_edited_is_not(model):
     assert set(found) == set(places)
     edit = replace(sample(3, "generation"), task="interleaved", parts=(replace(talk.parts[0], views=("vae", "vit")), *sample(3, "generation").parts))
     assert torch.equal(moving.plan(edit, Random(0))[1].pixels, whole)
+
+
+def test_pictures_of_one_question_share_the_pixels_they_may_have(model, monkeypatch):
+    rule = model.config.image.vit.model_copy(update={"max_pixels": 56 * 56})
+    image = model.config.image.model_copy(update={"vit": rule})
+    monkeypatch.setattr(model, "config", model.config.model_copy(update={"image": image}))
+    one = sample(3)
+    two = replace(one, images=one.images * 2, parts=(one.parts[0], replace(one.parts[0], image=1), *one.parts[1:]))
+    planner = Planner(model, TALK.model_copy(update={"shift_pixels": 0, "dropout": Dropout(text=0, vit=0, vae=0)}))
+    for asked in (one, two, one):
+        size = target_size(one.images[0].width, one.images[0].height, rule, len(asked.images))
+        assert {item.pixels.shape[:0:-1] for item in planner.plan(asked, Random(0))[: len(asked.images)]} == {size}
+    assert target_size(64, 64, rule, 2) < target_size(64, 64, rule)
 
 
 @pytest.mark.parametrize("workers", [2, 3])
