@@ -41,21 +41,33 @@ def turn(question: object, given: object, named: object = None) -> Turn | None:
     return Turn(asked, answered, kind(answered, named)) if asked and answered else None
 
 
-def choice(question: object, options: dict[str, object], given: object) -> tuple[Turn | None, dict]:
+def choice(question: object, options: dict[str, object], given: object, by_letter: bool) -> tuple[Turn | None, dict]:
     """A multiple-choice question as VLMEvalKit puts it, answered with the option's text; and what scoring needs.
 
     Args:
         options: by letter; blank ones are left out.
         given: the letter of an option, or its text.
+        by_letter: which of the two the format has: an option may be called "A" and not stand at A.
+
+    Raises:
+        NotARecord: the answer is none of the options.
     """
     offered = {letter: said for letter in sorted(options) if (said := answer(options[letter]))}
     answered = answer(given)
-    letter = answered if answered in offered else next((letter for letter, said in offered.items() if said.casefold() == (answered or "").casefold()), None)
-    asked = text(question)
+    letter, asked = _chosen(offered, answered, by_letter) if answered else None, text(question)
+    if offered and answered and letter is None:
+        raise NotARecord("the answer is none of the options")
     lines = [f"Question: {asked}", "Options:", *(f"{letter}. {said}" for letter, said in offered.items()), "Please select the correct answer from the options above."]
     facts = {"question": asked, "options": list(offered.values()), "answer_letter": letter}
-    known = asked and offered and answered
-    return (Turn("\n".join(lines), offered.get(letter, answered), "CLOSED") if known else None), facts
+    return (Turn("\n".join(lines), offered[letter], "CLOSED") if asked and letter else None), facts
+
+
+def _chosen(offered: dict[str, str], answered: str, by_letter: bool) -> str | None:
+    """The letter of the option that is meant. Letter case may be all that tells two options apart: genotypes Aa and aa."""
+    same = next((letter for letter, said in offered.items() if said == answered), None)
+    alike = next((letter for letter, said in offered.items() if said.casefold() == answered.casefold()), None)
+    named = answered if answered in offered else None
+    return (named or same or alike) if by_letter else (same or alike or named)
 
 
 def modality(value: object) -> str | None:

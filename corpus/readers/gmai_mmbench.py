@@ -8,7 +8,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, NotARecord, choice, damaged, kept, malformed, modality
+from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, modality
 from corpus.readers.grouping import joined
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
@@ -46,9 +46,7 @@ def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
 def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejection:
     try:
         key, opener = find(row["image"], source.image_root or file.parent, source.max_pixels)
-        turn, facts = choice(row["question"], {name: said for name, said in row.items() if re.fullmatch("[A-Z]", name)}, row.get("answer"))
-        if turn and facts["answer_letter"] is None:
-            raise NotARecord("the answer is none of the options")
+        turn, facts = choice(row["question"], {name: said for name, said in row.items() if re.fullmatch("[A-Z]", name)}, row.get("answer"), by_letter=True)
         return Record(
             id=place,
             where=place,

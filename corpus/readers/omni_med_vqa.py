@@ -8,9 +8,12 @@ from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, m
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
+from corpus.sample import Turn
 
 ATTRIBUTION = "OmniMedVQA (Hu et al., CVPR 2024)"
 _OPTION = "option_"
+# A row, its question and what scoring needs of it.
+_Asked = tuple[dict, Turn | None, dict]
 
 
 def recognises(path: Path) -> bool:
@@ -25,18 +28,19 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
     root = source.image_root or next((folder for folder in file.parents[:4] if (folder / "Images").is_dir()), file.parent)
-    by_picture: dict[str, list[dict]] = {}
+    by_picture: dict[str, list[_Asked]] = {}
     for number, row in enumerate(textfiles.json_rows(file)):
         try:
-            by_picture.setdefault(str(row["image_path"]).strip(), []).append(row)
+            asked = row, *choice(row.get("question"), _options(row), row.get("gt_answer"), by_letter=False)
+            by_picture.setdefault(str(row["image_path"]).strip(), []).append(asked)
         except MALFORMED as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
-    for picture, rows in by_picture.items():
-        yield _record(picture, rows, root, source, f"{source.place(file)}:{picture}")
+    for picture, asked in by_picture.items():
+        yield _record(picture, asked, root, source, f"{source.place(file)}:{picture}")
 
 
-def _record(picture: str, rows: list[dict], root: Path, source: Source, place: str) -> Record:
-    asked = [(row, *choice(row.get("question"), _options(row), row.get("gt_answer"))) for row in rows]
+def _record(picture: str, asked: list[_Asked], root: Path, source: Source, place: str) -> Record:
+    first = asked[0][0]
     facts = [facts | kept(row, "question_id", "question_type", "dataset") for row, turn, facts in asked if turn]
     turns = tuple(turn for _, turn, _ in asked if turn)
     return Record(
@@ -45,9 +49,9 @@ def _record(picture: str, rows: list[dict], root: Path, source: Source, place: s
         images=(PictureFile(root, picture, source.max_pixels),),
         patient=picture,
         turns=turns,
-        labels=kept(rows[0], "dataset") | {"questions": facts} | damaged(*turns),
+        labels=kept(first, "dataset") | {"questions": facts} | damaged(*turns),
         # One published row says `modality`.
-        **source.known(modality=modality(rows[0].get("modality_type") or rows[0].get("modality")), attribution=ATTRIBUTION, split=source.split or "test"),
+        **source.known(modality=modality(first.get("modality_type") or first.get("modality")), attribution=ATTRIBUTION, split=source.split or "test"),
     )
 
 

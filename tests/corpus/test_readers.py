@@ -200,3 +200,15 @@ def test_the_published_samples(shared_data):
     assert not aside and len({r.patient for r in records}) == 16 and all(r.images[0]().size and (r.turns or r.left_out) for r in records)
     records, aside = read(originals / "medmnist", "med-mnist")
     assert len(records) == 3882 + 524 + 624 and [r.where for r in aside] == ["pneumoniamnist.npz:train"]
+
+
+@pytest.mark.parametrize("options, given, letter", [(["B", "A", "AB"], "A", "B"), (["AA", "Aa", "aa"], "aa", "C"), (["Liver", "Brain"], "brain", "B"), (["Liver", "Brain"], "A", "A")])
+def test_omni_med_vqa_answers_with_the_text_of_an_option(tmp_path, options, given, letter):
+    (record,), aside = read(layouts.dump([layouts.omni_row("a.png", "Which?", options, given)], tmp_path / "Demo.json"), "omni-med-vqa")
+    assert not aside and record.turns[0].answer == options["ABC".index(letter)] and record.labels["questions"][0]["answer_letter"] == letter
+
+
+def test_omni_med_vqa_with_an_answer_that_is_no_option(tmp_path):
+    rows = [layouts.omni_row("a.png", "Which?", ["x", "y"], "z"), layouts.omni_row("a.png", "And?", [0.0, 1.0], 1), layouts.omni_row("a.png", "Well?", ["x", "y"], "x")]
+    (record,), aside = read(layouts.dump(rows, tmp_path / "Demo.json"), "omni-med-vqa")
+    assert len(record.turns) == 1 and [(r.where, r.reason) for r in aside] == [(f"Demo.json:{n}", "malformed-record") for n in (0, 1)]
