@@ -25,8 +25,23 @@ def text(value: object) -> str | None:
 
 def answer(value: object) -> str | None:
     """As `text`, but "None" is a word: SLAKE's answer to "What diseases are in the picture?"."""
-    found = " ".join(str(value).split()) if value is not None else ""
+    found = " ".join(words(value).split())
     return None if found.upper() in _MISSING else found
+
+
+def words(value: object) -> str:
+    """A field as text, lines kept; a list of one thing is that thing.
+
+    Raises:
+        NotARecord: it is several things, or a mapping.
+    """
+    if isinstance(value, list | tuple) and len(value) <= 1:
+        value = value[0] if value else None
+    if isinstance(value, list | tuple | dict):
+        raise NotARecord("a list or mapping where a text belongs")
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return "" if value is None else str(value)
 
 
 def kind(answered: str, named: object = None) -> str:

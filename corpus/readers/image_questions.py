@@ -11,6 +11,7 @@ from corpus.readers.fields import NotARecord, damaged, malformed, turn
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
+from corpus.sample import Turn
 
 _COLUMNS = ("image", "question", "answer")
 # Folders above a file whose names may tell the set: <set>/data/test-00000-of-00001.parquet.
@@ -32,25 +33,36 @@ def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rej
     Raises:
         MissingColumn: image, question or answer is not there.
     """
-    asked: dict[str, list[dict]] = {}
-    for row in parquet.rows(file, list(_COLUMNS)):
-        asked.setdefault(_key(row["image"]), []).append({"question": row["question"], "answer": row["answer"]})
+    asked: dict[str, list[Turn | None]] = {}
+    for number, row in enumerate(parquet.rows(file, list(_COLUMNS))):
+        try:
+            asked.setdefault(_key(row["image"]), []).append(turn(row["question"], row["answer"]))
+        except NotARecord as error:
+            yield malformed(source, f"{source.place(file)}:{number}", error)
     split = vocabulary.split(re.split(r"[-_.]", file.name)[0])
     for number, row in enumerate(parquet.rows(file, ["image"])):
-        rows = asked.pop(_key(row["image"]), None)
-        if rows is not None:
-            yield _record(row["image"], rows, f"{source.place(file)}:{number}", file, source, said | {"split": split})
+        turns = asked.pop(_key(row["image"]), None) if _data(row["image"]) else None
+        if turns is not None:
+            yield _record(row["image"], turns, f"{source.place(file)}:{number}", file, source, said | {"split": split})
+
+
+def _data(cell: object) -> object:
+    return cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
 
 
 def _key(cell: object) -> str:
-    data = cell.get("bytes") or str(cell.get("path")).encode() if isinstance(cell, dict) else cell
+    """Of a picture. Raises NotARecord: there is none, and rows without one are not about the same one."""
+    data = _data(cell)
+    if not data:
+        raise NotARecord("no picture: neither a path nor encoded bytes")
     return hashlib.sha256(data if isinstance(data, bytes) else str(data).encode()).hexdigest()[:32]
 
 
-def _record(cell: object, rows: list[dict], place: str, file: Path, source: Source, said: dict) -> Record | Rejection:
+def _record(cell: object, asked: list[Turn | None], place: str, file: Path, source: Source, said: dict) -> Record | Rejection:
     try:
         key, opener = find(cell, source.image_root or file.parent, source.max_pixels)
     except NotARecord as error:
         return malformed(source, place, error)
-    turns = tuple(t for row in rows if (t := turn(row["question"], row["answer"])))
-    return Record(id=place, where=place, images=(opener,), patient=key, turns=turns, labels=damaged(*turns), **source.known(**said))
+    turns = tuple(t for t in asked if t)
+    left_out = len(asked) - len(turns)
+    return Record(id=place, where=place, images=(opener,), patient=key, turns=turns, labels=damaged(*turns), left_out=left_out, **source.known(**said))

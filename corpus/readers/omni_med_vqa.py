@@ -36,7 +36,11 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
         except MALFORMED as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
     for picture, asked in by_picture.items():
-        yield _record(picture, asked, root, source, f"{source.place(file)}:{picture}")
+        place = f"{source.place(file)}:{picture}"
+        try:
+            yield _record(picture, asked, root, source, place)
+        except MALFORMED as error:
+            yield malformed(source, place, error)
 
 
 def _record(picture: str, asked: list[_Asked], root: Path, source: Source, place: str) -> Record:
@@ -50,6 +54,7 @@ def _record(picture: str, asked: list[_Asked], root: Path, source: Source, place
         patient=picture,
         turns=turns,
         labels=kept(first, "dataset") | {"questions": facts} | damaged(*turns),
+        left_out=len(asked) - len(turns),
         # One published row says `modality`.
         **source.known(modality=modality(first.get("modality_type") or first.get("modality")), attribution=ATTRIBUTION, split=source.split or "test"),
     )

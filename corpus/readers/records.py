@@ -42,7 +42,8 @@ def _parse(line: str, where: str, root: Path, source: Source) -> Record | Reject
             raise NotARecord("no picture: `image` is not a path")
         identifier = str(fields.get("id") or picture)
         questions = fields.get("qa") or []
-        kept = [q for q in questions if (q.get("lang") or "en") in source.languages]
+        spoken = [q for q in questions if (q.get("lang") or "en") in source.languages]
+        turns = tuple(t for q in spoken if (t := turn(q.get("question"), q.get("answer"), q.get("answer_type") or "OPEN")))
         said = source.known(**{name: fields.get(name) for name in ("modality", "license", "attribution", "split")})
         return Record(
             id=identifier,
@@ -50,9 +51,9 @@ def _parse(line: str, where: str, root: Path, source: Source) -> Record | Reject
             images=(PictureFile(root, picture, source.max_pixels),),
             patient=str(fields.get("patient") or fields.get("group") or identifier),
             caption=text(fields.get("caption")),
-            turns=tuple(t for q in kept if (t := turn(q.get("question"), q.get("answer"), q.get("answer_type") or "OPEN"))),
+            turns=turns,
             labels=(fields.get("labels") or {}) | damaged(line),
-            left_out=len(questions) - len(kept),
+            left_out=len(questions) - len(turns),
             **said | {"source": str(fields.get("source") or source.name), "attribution": str(said["attribution"])},
         )
     except MALFORMED as error:

@@ -10,6 +10,7 @@ from corpus.readers.fields import MALFORMED, NotARecord, damaged, kept, malforme
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
+from corpus.sample import Turn
 
 LICENSE = "CC-BY-4.0"
 ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021) <https://www.med-vqa.com/slake/>"
@@ -27,14 +28,17 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
-    by_picture: dict[str, list[dict]] = {}
+    by_picture: dict[str, list[tuple[dict, Turn | None]]] = {}
     for number, row in enumerate(textfiles.json_rows(file)):
         try:
-            by_picture.setdefault(_name(row), []).append(row)
+            by_picture.setdefault(_name(row), []).append((row, _turn(row, source)))
         except MALFORMED as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
     for picture, rows in by_picture.items():
-        yield _record(picture, rows, file, source)
+        try:
+            yield _record(picture, rows, file, source)
+        except MALFORMED as error:
+            yield malformed(source, f"{source.place(file)}:{picture}", error)
 
 
 def _name(row: dict) -> str:
@@ -43,9 +47,14 @@ def _name(row: dict) -> str:
     return row["img_name"].strip()
 
 
-def _record(picture: str, rows: list[dict], file: Path, source: Source) -> Record:
-    spoken = [row for row in rows if (row.get("q_lang") or "en") in source.languages]
-    asked = [(row, t) for row in spoken if (t := turn(row.get("question"), row.get("answer"), row.get("answer_type")))]
+def _turn(row: dict, source: Source) -> Turn | None:
+    """Its question, if it is complete and in a language kept."""
+    spoken = (row.get("q_lang") or "en") in source.languages
+    return turn(row.get("question"), row.get("answer"), row.get("answer_type")) if spoken else None
+
+
+def _record(picture: str, rows: list[tuple[dict, Turn | None]], file: Path, source: Source) -> Record:
+    first, asked = rows[0][0], [(row, t) for row, t in rows if t]
     root = source.image_root or (file.parent / "imgs" if (file.parent / "imgs").is_dir() else file.parent)
     place = f"{source.place(file)}:{picture}"
     facts = [{"question": t.question} | kept(row, "qid", "q_lang", "content_type", "base_type", "triple") for row, t in asked]
@@ -55,10 +64,10 @@ def _record(picture: str, rows: list[dict], file: Path, source: Source) -> Recor
         images=(PictureFile(root, picture, source.max_pixels),),
         patient=Path(picture).parent.name or Path(picture).stem,
         turns=tuple(t for _, t in asked),
-        labels=kept(rows[0], "location") | {"questions": facts} | _boxes(root, picture) | damaged(*(t for _, t in asked)),
-        left_out=len(rows) - len(spoken),
+        labels=kept(first, "location") | {"questions": facts} | _boxes(root, picture) | damaged(*(t for _, t in asked)),
+        left_out=len(rows) - len(asked),
         **source.known(
-            modality=_modality(rows[0]),
+            modality=_modality(first),
             license=source.license or LICENSE,
             attribution=ATTRIBUTION,
             split=_SPLITS.get(file.stem),

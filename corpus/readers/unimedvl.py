@@ -8,7 +8,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-from corpus.readers.fields import NotARecord, answer, kind, modality, text
+from corpus.readers.fields import NotARecord, answer, kind, modality, text, words
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
 from corpus.record import Record
@@ -39,7 +39,8 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
         content = {"instruction": asked, "target": outputs[0][1]} if inputs and outputs else {"caption": asked}
         shown = inputs[:1] if inputs and outputs else (outputs or inputs)[:1]
     else:
-        content, shown = {"turns": tuple(t for t in turns if t.answer), "caption": text(row.get("caption"))}, inputs
+        answered = tuple(t for t in turns if t.answer)
+        content, shown = {"turns": answered, "caption": text(row.get("caption")), "left_out": len(turns) - len(answered)}, inputs
     first = (inputs or outputs or [(key, None)])[0][0]
     return Record(
         id=key,
@@ -67,9 +68,9 @@ def _turns(message: object) -> list[Turn]:
     """Pairs of a human's and the model's words, lines kept; a human's words without an answer have an empty one."""
     spoken = [(m["from"], _words(m["value"])) for m in (json.loads(message) if isinstance(message, str) else message or [])]
     pairs = pairwise([*spoken, ("human", "")])
-    return [Turn(words, reply if then == "gpt" else "", kind(reply)) for (who, words), (then, reply) in pairs if who == "human" and words]
+    return [Turn(asked, reply if then == "gpt" else "", kind(reply)) for (who, asked), (then, reply) in pairs if who == "human" and asked]
 
 
 def _words(value: object) -> str:
-    said = str(value).replace("<image>", " ").strip() if value is not None else ""
+    said = words(value).replace("<image>", " ").strip()
     return said if answer(said) else ""

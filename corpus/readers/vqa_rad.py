@@ -8,6 +8,7 @@ from corpus.readers.fields import MALFORMED, damaged, kept, malformed, turn
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
+from corpus.sample import Turn
 
 LICENSE = "CC0-1.0"
 ATTRIBUTION = "VQA-RAD (Lau et al., Scientific Data 2018)"
@@ -30,10 +31,11 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
     if file.suffix == ".parquet":
         yield from image_questions.records(file, source, license=source.license or LICENSE, attribution=ATTRIBUTION)
         return
-    by_picture: dict[tuple[str, str], list[dict]] = {}
+    by_picture: dict[tuple[str, str], list[tuple[dict, Turn | None]]] = {}
     for number, row in enumerate(textfiles.json_rows(file)):
         try:
-            by_picture.setdefault((str(row["image_name"]).strip(), _split(row)), []).append(row)
+            asked = row, turn(row.get("question"), row.get("answer"), row.get("answer_type"))
+            by_picture.setdefault((str(row["image_name"]).strip(), _split(row)), []).append(asked)
         except MALFORMED as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
     root = source.image_root or next((file.parent / name for name in _FOLDERS if (file.parent / name).is_dir()), file.parent)
@@ -45,8 +47,8 @@ def _split(row: dict) -> str:
     return "test" if str(row["phrase_type"]).strip().startswith("test") else "train"
 
 
-def _record(picture: str, split: str, rows: list[dict], root: Path, source: Source, place: str) -> Record:
-    asked = [(row, t) for row in rows if (t := turn(row.get("question"), row.get("answer"), row.get("answer_type")))]
+def _record(picture: str, split: str, rows: list[tuple[dict, Turn | None]], root: Path, source: Source, place: str) -> Record:
+    asked = [(row, t) for row, t in rows if t]
     facts = [{"question": t.question} | kept(row, "qid", "phrase_type", "question_type") for row, t in asked]
     return Record(
         id=place,
@@ -54,6 +56,7 @@ def _record(picture: str, split: str, rows: list[dict], root: Path, source: Sour
         images=(PictureFile(root, picture, source.max_pixels),),
         patient=picture,
         turns=tuple(t for _, t in asked),
-        labels=kept(rows[0], "image_organ") | {"questions": facts} | damaged(*(t for _, t in asked)),
+        labels=kept(rows[0][0], "image_organ") | {"questions": facts} | damaged(*(t for _, t in asked)),
+        left_out=len(rows) - len(asked),
         **source.known(license=source.license or LICENSE, attribution=ATTRIBUTION, split=split),
     )

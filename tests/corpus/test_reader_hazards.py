@@ -283,3 +283,48 @@ def test_text_without_a_picture_reaches_the_corpus(tmp_path):
     file = layouts.jsonl([{"main_task_type": "text-only", "modality": "CT", "message": layouts.talk("What is IHC?", "A stain.")}], tmp_path / "a.jsonl")
     kept, _ = take_in(file, "unimedvl-jsonl", license="CC-BY-4.0")
     assert [s.task for s in kept] == ["text"]
+
+
+MANY = [["no", "none"], {"text": "yes"}, [["yes"]], [{"type": "text", "text": "yes"}]]
+
+
+def _with_answers(root, format, answers):
+    """A file in which the questions about one picture have these answers, then "right"."""
+    answers = [*answers, "right"]
+    questions = [{"question": f"Where {n}?", "answer": said} for n, said in enumerate(answers)]
+    makers = {
+        "records": lambda: layouts.jsonl([{"image": "a.png", "qa": [said]} for said in questions], root / "records.jsonl"),
+        "unimedvl-jsonl": lambda: layouts.jsonl([{"input_img": ["a.png"], "message": layouts.talk("Where?", said)} for said in answers], root / "a.jsonl"),
+        "slake": lambda: layouts.dump([layouts.slake_row(1, **said) for said in questions], root / "train.json"),
+        "vqa-rad": lambda: layouts.dump([layouts.vqa_rad_row(1, **said) for said in questions], root / "rad.json"),
+        "omni-med-vqa": lambda: layouts.dump([layouts.omni_row("a.png", "Where?", ["right", "left"], said) for said in answers], root / "Demo.json"),
+    }
+    return makers[format]()
+
+
+@pytest.mark.parametrize("format", ["records", "unimedvl-jsonl", "slake", "vqa-rad", "omni-med-vqa"])
+def test_a_list_is_no_text(tmp_path, format):
+    records, aside = read(_with_answers(tmp_path, format, MANY), format)
+    assert [t.answer for r in records for t in r.turns] == ["right"]
+    assert [r.reason for r in aside] == ["malformed-record"] * len(MANY) and "a list or mapping where a text belongs" in aside[0].detail
+
+
+@pytest.mark.parametrize("format", ["records", "unimedvl-jsonl", "slake", "vqa-rad", "omni-med-vqa"])
+def test_a_list_of_one_is_that_one_and_a_question_without_an_answer_is_counted(tmp_path, format):
+    records, aside = read(_with_answers(tmp_path, format, [["right"], [], None, "-"]), format)
+    assert not aside and [t.answer for r in records for t in r.turns] == ["right", "right"] and sum(r.left_out for r in records) == 3
+
+
+@pytest.mark.parametrize("format", ["vqa-rad", "path-vqa"])
+def test_lists_and_pictures_that_are_not_there_in_parquet(tmp_path, format):
+    rows = [{"image": layouts.encoded(0), "question": f"Where {n}?", "answer": said} for n, said in enumerate([["right"], ["no", "none"], None])]
+    (record,), (aside,) = read(layouts.table(rows, tmp_path / format / "train-0.parquet"), format)
+    assert [t.answer for t in record.turns] == ["right"] and record.left_out == 1 and (aside.where, aside.reason) == ("train-0.parquet:1", "malformed-record")
+    rows = [{"image": {"bytes": None, "path": None}, "question": "What?", "answer": said} for said in ("one", "two")]
+    assert [r.where for r in read(layouts.table(rows, tmp_path / format / "test-0.parquet"), format)[1]] == ["test-0.parquet:0", "test-0.parquet:1"]
+
+
+def test_a_caption_of_several_is_told(tmp_path):
+    rows = [{"image": "a.png", "caption": ["CT.", "A CT."]}, {"image": "a.png", "caption": ["CT."]}]
+    (record,), (aside,) = read(layouts.jsonl(rows, tmp_path / "records.jsonl"), "records")
+    assert record.caption == "CT." and aside.reason == "malformed-record"
