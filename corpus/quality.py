@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from itertools import compress
 
 import numpy as np
 from PIL import Image as Pillow
@@ -37,14 +38,15 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     split = vocabulary.split(record.split or "train")
     if split is None:
         return reject("unknown-split", f"split {record.split!r}")
-    turns = [t for t in record.turns if max(len(t.question), len(t.answer)) <= params.max_text]
+    fits = [max(len(t.question), len(t.answer)) <= params.max_text for t in record.turns]
+    turns = list(compress(record.turns, fits))
     caption, instruction = (text if text and params.min_caption <= len(text) <= params.max_text else None for text in (record.caption, record.instruction))
     if not (turns or caption or (instruction and record.target)):
         told = record.turns or record.caption or record.instruction
         limits = f"every text is longer than {params.max_text} characters, or a caption shorter than {params.min_caption}"
         return reject("text-length", limits) if told else reject("no-text", "neither a caption nor an answered question in the languages kept")
     known = {"modality": modality, "source": record.source, "license": license, "attribution": record.attribution, "split": split}
-    known |= {"patient": patient_key(salt, record.source, record.patient), "labels": record.labels}
+    known |= {"patient": patient_key(salt, record.source, record.patient), "labels": _labels(record, fits, caption, instruction)}
     if not record.images:
         return [Sample(f"{record.source}/{record.id}#t", "text", parts=tasks.text(turns), **known)] if turns else reject("no-text", "neither a picture nor an answered question")
     if record.labels.get("burned_in") == "YES":
@@ -60,7 +62,7 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
         # Decoders of strange files raise whatever they stumble over. Its words may hold what the file says.
         return reject("unreadable-image", f"cannot be processed ({type(error).__name__})")
     noted = next((mode for _, mode, _ in cleaned if mode), "")
-    known["labels"] = record.labels | ({"converted_from": noted} if noted else {})
+    known["labels"] |= {"converted_from": noted} if noted else {}
     samples = _samples(record, pictures, measured, turns, caption, instruction, known)
     # Text on the picture comes first: whoever decides must know that it may name a patient.
     doubts = [("burned-in-text", "it seems to carry text, which may name the patient")] if any(carries for _, _, carries in cleaned) else []
@@ -68,6 +70,14 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     if not doubts:
         return samples
     return HeldBack(record.source, record.where, doubts[0][0], "; ".join(detail for _, detail in doubts), samples[0].record, tuple(samples))
+
+
+def _labels(record: Record, fits: list[bool], caption: str | None, instruction: str | None) -> dict:
+    """What is known of a record: of its questions only those that stay, and how many of its texts are outside the limits."""
+    questions = record.labels.get("questions")
+    left_out = fits.count(False) + bool(record.caption and not caption) + bool(record.instruction and not instruction)
+    stay = {"questions": list(compress(questions, fits))} if isinstance(questions, list) and len(questions) == len(fits) else {}
+    return record.labels | (stay | {"texts_left_out": left_out} if left_out else {})
 
 
 def _caption_doubts(caption: str | None, modality: str, params: QualityParams) -> Iterator[tuple[str, str]]:

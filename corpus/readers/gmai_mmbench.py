@@ -53,7 +53,7 @@ def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejec
             images=(opener,),
             patient=key,
             turns=(turn,) if turn else (),
-            labels={"questions": [facts | kept(row, *_SLICES)]} | damaged(*(turn or ())),
+            labels={"questions": [facts | kept(row, *_SLICES)] if turn else []} | damaged(*(turn or ())),
             left_out=0 if turn else 1,
             **source.known(modality=modality(row.get("modality")), attribution=ATTRIBUTION, split=_split(row, file) or source.split or "test"),
         )

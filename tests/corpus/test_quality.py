@@ -11,6 +11,7 @@ from corpus import intake, quality, shards
 from corpus.params import CorpusParams, QualityParams
 from corpus.readers import records
 from corpus.readers.source import Source
+from corpus.sample import Turn
 from infra.store import corpus_store
 from tests.corpus.test_releases import SALT, record
 
@@ -197,3 +198,9 @@ def test_thresholds_of_the_profile(known, reason):
 def test_captions_that_cannot_be_of_this_picture(caption, reason):
     outcome = quality.examine(record(0, caption=caption), QualityParams(), SALT)
     assert getattr(outcome, "reason", None) == reason
+
+
+def test_texts_that_are_too_long_are_left_out_and_counted():
+    turns = (Turn("What?", "x" * 2000, "OPEN"), Turn("Where?", "There.", "OPEN"))
+    (sample,) = quality.examine(record(0, turns=turns, caption="y" * 2000, labels={"questions": [{"qid": 1}, {"qid": 2}]}), QualityParams(), SALT)
+    assert sample.turns == [turns[1]] and sample.labels == {"questions": [{"qid": 2}], "texts_left_out": 2}

@@ -139,6 +139,7 @@ def test_gmai_mmbench(tmp_path):
     first = both.labels["questions"][0]
     assert first["options"] == ["liver", "kidney"] and first["answer_letter"] == "B" and first["l2-category"] == "organ"
     assert same(both.images[0], 11) and same(one.images[0], 12) and unanswered.turns == ()
+    assert unanswered.labels["questions"] == [] and unanswered.left_out == 1
 
 
 def test_gmai_mmbench_with_an_answer_that_is_no_option(tmp_path):
