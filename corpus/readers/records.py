@@ -1,6 +1,5 @@
 """The house's simplest format: a folder with `records.jsonl`, one picture a line (see docs/data.md)."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
 
 def _parse(line: str, where: str, root: Path, source: Source) -> Record | Rejection:
     try:
-        fields = json.loads(line)
+        fields = textfiles.parsed(line)
         picture = fields["image"]
         if not isinstance(picture, str):
             raise NotARecord("no picture: `image` is not a path")
@@ -52,7 +51,7 @@ def _parse(line: str, where: str, root: Path, source: Source) -> Record | Reject
             patient=str(fields.get("patient") or fields.get("group") or identifier),
             caption=text(fields.get("caption")),
             turns=turns,
-            labels=(fields.get("labels") or {}) | damaged(line),
+            labels=(fields.get("labels") or {}) | damaged(fields),
             left_out=len(questions) - len(turns),
             **said | {"source": str(fields.get("source") or source.name), "attribution": str(said["attribution"])},
         )

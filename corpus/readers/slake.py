@@ -1,6 +1,5 @@
 """SLAKE's published layout: train.json, validate.json and test.json beside imgs/xmlabN/source.jpg."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def _boxes(root: Path, picture: str) -> dict:
     """Boxes of detection.json: (left, top, width, height) in pixels of the published picture. Those without an area are left."""
     try:
         file = PictureFile(root, str(Path(picture).with_name("detection.json")), 0).path()
-        named = [(name, box) for entry in json.loads(file.read_text("utf-8-sig", "replace")) for name, box in entry.items()]
+        named = [(name, box) for entry in textfiles.json_rows(file) for name, box in entry.items()]
         return {"boxes": [[name, *box] for name, box in named if len(box) == 4 and min(box[2:]) > 0]}
     except (OSError, *MALFORMED):
         return {}

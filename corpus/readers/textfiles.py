@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TextIO
 from corpus.record import Unreadable
 
 _HEAD = 2**16
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def open_text(file: Path) -> TextIO:
@@ -44,13 +46,32 @@ def json_rows(file: Path) -> list:
     """
     try:
         with open_text(file) as stream:
-            found = json.load(stream)
+            found = parsed(stream.read())
     except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
         place = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise Unreadable("unreadable-file", f"not whole JSON{place}") from None
     if not isinstance(found, list):
         raise Unreadable("unreadable-file", "not a JSON array")
     return found
+
+
+def parsed(text: str) -> object:
+    """JSON, with U+FFFD for each half of a surrogate pair whose other half was lost: no UTF-8 can hold it.
+
+    Raises:
+        ValueError, RecursionError: it is no JSON.
+    """
+    found = json.loads(text)
+    # Most files have no such escapes, and need no second look.
+    return _without_halves(found) if "\\ud" in text or "\\uD" in text else found
+
+
+def _without_halves(value: object) -> object:
+    if isinstance(value, str):
+        return _HALF.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_without_halves(item) for item in value]
+    return {_without_halves(key): _without_halves(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def json_keys(file: Path) -> set[str]:

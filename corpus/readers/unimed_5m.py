@@ -6,7 +6,7 @@ Any other Parquet table of pictures with text is read in the same way when its c
 from collections.abc import Iterator
 from pathlib import Path
 
-from corpus.readers import parquet, tree, unimedvl
+from corpus.readers import parquet, textfiles, tree, unimedvl
 from corpus.readers.fields import MALFORMED, damaged, malformed
 from corpus.readers.grouping import joined
 from corpus.readers.source import Source
@@ -14,7 +14,6 @@ from corpus.record import Record, Rejection
 
 # Besides the training row's own fields.
 COLUMNS = (*unimedvl.FIELDS, "question", "answer", "caption", "license", "attribution", "split", "patient")
-_WORDS = ("message", "question", "answer", "caption")
 
 
 def recognises(path: Path) -> bool:
@@ -38,7 +37,8 @@ def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
         where = f"{source.place(file)}:{number}"
         try:
             row = {ours: found[theirs] for ours, theirs in names.items()}
-            yield unimedvl.record(row | _message(row), where, where, root, source, damaged(*(row.get(name) for name in _WORDS)))
+            row |= _message(row)
+            yield unimedvl.record(row, where, where, root, source, damaged(row.get("message"), row.get("caption")))
         except MALFORMED as error:
             yield malformed(source, where, error)
 
@@ -56,7 +56,9 @@ def _names(file: Path, source: Source) -> dict[str, str]:
 
 
 def _message(row: dict) -> dict:
-    """A question with its answer as the conversation it stands for."""
+    """A conversation written as JSON, or that which a question with its answer stands for."""
+    if isinstance(row.get("message"), str):
+        return {"message": textfiles.parsed(row["message"])}
     if row.get("message") is not None or row.get("question") is None:
         return {}
     return {"message": [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row.get("answer")}]}

@@ -4,13 +4,13 @@ Both inputs and outputs: an edit of the first input into the first output. An ou
 "generation": a picture to draw. Inputs alone: questions about them. None: text.
 """
 
-import json
 from itertools import pairwise
 from pathlib import Path
 
 from corpus.readers.fields import NotARecord, answer, kind, modality, text, words
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
+from corpus.readers.textfiles import parsed
 from corpus.record import Record
 from corpus.sample import Turn
 
@@ -60,13 +60,13 @@ def _is_text(row: dict) -> bool:
 
 
 def _cells(value: object) -> list:
-    value = json.loads(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
+    value = parsed(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
     return [] if value is None or value == "" else [v for v in value if v] if isinstance(value, list) else [value]
 
 
 def _turns(message: object) -> list[Turn]:
     """Pairs of a human's and the model's words, lines kept; a human's words without an answer have an empty one."""
-    spoken = [(m["from"], _words(m["value"])) for m in (json.loads(message) if isinstance(message, str) else message or [])]
+    spoken = [(m["from"], _words(m["value"])) for m in (parsed(message) if isinstance(message, str) else message or [])]
     pairs = pairwise([*spoken, ("human", "")])
     return [Turn(asked, reply if then == "gpt" else "", kind(reply)) for (who, asked), (then, reply) in pairs if who == "human" and asked]
 

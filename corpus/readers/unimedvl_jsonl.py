@@ -1,6 +1,5 @@
 """UniMedVL's training jsonl: a conversation a line, with the paths of its input and output pictures."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
         if line.strip():
             where = f"{source.place(file)}:{number}"
             try:
-                row = json.loads(line)
-                yield unimedvl.record(row, where, where, root, source, damaged(line))
+                row = textfiles.parsed(line)
+                yield unimedvl.record(row, where, where, root, source, damaged(row))
             except MALFORMED as error:
                 yield malformed(source, where, error)

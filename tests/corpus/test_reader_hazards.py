@@ -328,3 +328,22 @@ def test_a_caption_of_several_is_told(tmp_path):
     rows = [{"image": "a.png", "caption": ["CT.", "A CT."]}, {"image": "a.png", "caption": ["CT."]}]
     (record,), (aside,) = read(layouts.jsonl(rows, tmp_path / "records.jsonl"), "records")
     assert record.caption == "CT." and aside.reason == "malformed-record"
+
+
+@pytest.mark.parametrize("format", ["records", "unimedvl-jsonl", "unimed-5m", "slake", "vqa-rad", "omni-med-vqa"])
+def test_half_a_surrogate_pair_is_an_undecodable_character(tmp_path, format):
+    if format == "unimed-5m":
+        file = layouts.table([{"input_img": "a.png", "message": json.dumps(layouts.talk("Where?", "on the \ud83d right"))}], tmp_path / "a.parquet")
+    else:
+        file = _with_answers(tmp_path, format, [])
+        file.write_text(file.read_text().replace('"right"', r'"on the \ud83d right"'))
+    record = read(file, format)[0][0]
+    told = json.dumps([record.turns, record.labels, record.patient, record.id, record.where], ensure_ascii=False)
+    assert told.encode() and record.turns[0].answer == "on the \ufffd right" and record.labels["undecodable_characters"] >= 1
+
+
+def test_half_a_surrogate_pair_in_other_fields(tmp_path):
+    row = {"image": "\udc00.png", "id": "\ud83d", "labels": {"\ud83d": ["\ud83d"]}, "caption": "A whole one: \U0001f600."}
+    (record,), _ = read(layouts.jsonl([row], tmp_path / "records.jsonl"), "records")
+    assert (record.id, record.patient, record.caption) == ("\ufffd", "\ufffd", row["caption"]) and record.labels == {"\ufffd": ["\ufffd"], "undecodable_characters": 4}
+    assert record.where == "records.jsonl:1 \ufffd.png"
