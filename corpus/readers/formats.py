@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from corpus.readers import FORMATS, image_folder, tree
+from corpus.readers import FORMATS, image_folder, textfiles, tree
 from corpus.readers.pictures import SUFFIXES, PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -49,7 +49,7 @@ def reader(format: str) -> ModuleType:
 
 def detect(file: Path, columns: dict[str, str]) -> str | None:
     """The first format that recognises a file. A Parquet file whose columns are named needs no recognising."""
-    if columns and file.suffix == ".parquet":
+    if columns and textfiles.named(file, ".parquet"):
         return "unimed-5m"
     try:
         return next((name for name in FORMATS if reader(name).recognises(file)), None)
@@ -79,7 +79,7 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
             yield item
     for file in unknown:
         # A JSON file beside named pictures is theirs: SLAKE has two for each.
-        if file.suffix != ".json" or os.path.abspath(file.parent) not in claimed:
+        if not textfiles.named(file, ".json") or os.path.abspath(file.parent) not in claimed:
             yield _unknown(file, source)
     for file in tree.walk(source.path):
         if file.suffix.lower() in SUFFIXES:
@@ -93,7 +93,8 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
 def _folders(item: Record | Rejection) -> set[str]:
     """Folders of the pictures that a record names: the other files in them belong to the same layout."""
     named = [opener for opener in (*item.images, item.target) if isinstance(opener, PictureFile)] if isinstance(item, Record) else []
-    return {folder for opener in named if (folder := _folder(opener.root, os.path.dirname(opener.relative)))}
+    paths = {(opener.root, path) for opener in named for path in (opener.relative, opener.relative.replace("\\", "/"))}
+    return {folder for root, path in paths if (folder := _folder(root, os.path.dirname(path)))}
 
 
 @lru_cache(maxsize=1024)

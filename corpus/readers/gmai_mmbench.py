@@ -21,13 +21,17 @@ _SLICES = ("category", "l2-category", "clinical VQA task", "department", "percep
 
 def recognises(path: Path) -> bool:
     """A .tsv or .tsv.gz file whose header has GMAI-MMBench's columns."""
-    header = textfiles.head(path).partition("\n")[0].split("\t") if path.name.endswith((".tsv", ".tsv.gz")) else []
+    header = textfiles.head(path).partition("\n")[0].split("\t") if _is_named(path) else []
     return _NEEDED | {"l2-category"} <= {name.strip() for name in header}
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:
     """Records; neighbouring questions about one picture become one. Rows without an answer (the TEST parts) have no turn."""
-    return tree.read_each(source, recognises, lambda file, source: joined(_rows(file, source)), "GMAI-MMBench TSV")
+    return tree.read_each(source, _is_named, lambda file, source: joined(_rows(file, source)), "GMAI-MMBench TSV")
+
+
+def _is_named(path: Path) -> bool:
+    return textfiles.named(path, ".tsv", ".tsv.gz")
 
 
 def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
-from corpus.readers import npz, tree
+from corpus.readers import npz, textfiles, tree
 from corpus.readers.med_mnist_sets import SETS, Set
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -33,7 +33,7 @@ class _Picture:
 
 def recognises(path: Path) -> bool:
     """An .npz file with the name of a set, such as pathmnist.npz or pathmnist_224.npz."""
-    return path.suffix == ".npz" and _set_name(path) in SETS
+    return textfiles.named(path, ".npz") and _set_name(path) in SETS
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:

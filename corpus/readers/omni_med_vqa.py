@@ -18,12 +18,16 @@ _Asked = tuple[dict, Turn | None, dict]
 
 def recognises(path: Path) -> bool:
     """A .json whose rows have OmniMedVQA's keys."""
-    return path.suffix == ".json" and {"gt_answer", "image_path", "option_A"} <= textfiles.json_keys(path)
+    return _is_named(path) and {"gt_answer", "image_path", "option_A"} <= textfiles.json_keys(path)
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:
     """A record a picture of each dataset; a benchmark, so the test split where the source says no other."""
-    return tree.read_each(source, recognises, _read_file, "OmniMedVQA question file")
+    return tree.read_each(source, _is_named, _read_file, "OmniMedVQA question file")
+
+
+def _is_named(path: Path) -> bool:
+    return textfiles.named(path, ".json")
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:

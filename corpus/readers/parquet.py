@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from corpus.readers import textfiles
 from corpus.record import Unreadable
 
 # Rows in memory at once; a row may hold several pictures.
@@ -30,7 +31,7 @@ def columns(file: Path) -> list[str]:
 def has_columns(file: Path, *wanted: str) -> bool:
     """Whether it is a Parquet file with these columns."""
     try:
-        return file.name.endswith(".parquet") and set(wanted) <= set(columns(file))
+        return textfiles.named(file, ".parquet") and set(wanted) <= set(columns(file))
     except Unreadable:
         return False
 

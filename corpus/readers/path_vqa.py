@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from corpus.readers import image_questions, tree
+from corpus.readers import image_questions, textfiles, tree
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
 
@@ -17,7 +17,7 @@ def recognises(path: Path) -> bool:
 
 def read(source: Source) -> Iterator[Record | Rejection]:
     """A record a picture. Licence and modality are the source's: the pictures are their publishers', and not all are slides."""
-    return tree.read_each(source, lambda file: file.suffix == ".parquet", _read_file, "Parquet file")
+    return tree.read_each(source, lambda file: textfiles.named(file, ".parquet"), _read_file, "Parquet file")
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:

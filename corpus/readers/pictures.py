@@ -33,7 +33,16 @@ class PictureFile:
         return Path(self._found())
 
     def _found(self) -> str:
-        folder, name = os.path.split(self.relative)
+        try:
+            return self._at(self.relative)
+        except Unreadable:
+            # A path that was written on Windows.
+            if "\\" not in self.relative:
+                raise
+            return self._at(self.relative.replace("\\", "/"))
+
+    def _at(self, relative: str) -> str:
+        folder, name = os.path.split(relative)
         try:
             root, inner = _resolved(self.root, ""), _resolved(self.root, folder)
             path = os.path.join(inner, name)

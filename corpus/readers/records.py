@@ -9,12 +9,12 @@ from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
 
-FILE = "records.jsonl"
+_FILES = ("records.jsonl", "records.jsonl.gz")
 
 
 def recognises(path: Path) -> bool:
-    """A folder that holds `records.jsonl`, or such a file itself."""
-    return (path / FILE).is_file() or path.name == FILE
+    """A file called `records.jsonl`, gzipped or not."""
+    return path.name.casefold() in _FILES
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:
@@ -23,7 +23,7 @@ def read(source: Source) -> Iterator[Record | Rejection]:
     Raises:
         FileNotFoundError: there is no records.jsonl.
     """
-    return tree.read_each(source, lambda file: file.name == FILE, _read_file, FILE)
+    return tree.read_each(source, recognises, _read_file, _FILES[0])
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:

@@ -18,12 +18,16 @@ _SPLITS = {"train": "train", "validate": "val", "validation": "val", "val": "val
 
 def recognises(path: Path) -> bool:
     """A train, validate or test .json whose rows have SLAKE's keys."""
-    return path.suffix == ".json" and path.stem in _SPLITS and {"img_name", "q_lang", "question"} <= textfiles.json_keys(path)
+    return _is_named(path) and {"img_name", "q_lang", "question"} <= textfiles.json_keys(path)
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:
     """A record a picture and split, with its questions in the languages kept. The picture's folder is its patient."""
-    return tree.read_each(source, recognises, _read_file, "SLAKE question file")
+    return tree.read_each(source, _is_named, _read_file, "SLAKE question file")
+
+
+def _is_named(path: Path) -> bool:
+    return textfiles.named(path, ".json") and path.stem.casefold() in _SPLITS
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
@@ -69,7 +73,7 @@ def _record(picture: str, rows: list[tuple[dict, Turn | None]], file: Path, sour
             modality=_modality(first),
             license=source.license or LICENSE,
             attribution=ATTRIBUTION,
-            split=_SPLITS.get(file.stem),
+            split=_SPLITS.get(file.stem.casefold()),
         ),
     )
 

@@ -5,18 +5,27 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 from corpus.record import Unreadable
 
-_HEAD = 2**16
+# What a file is known by: so many characters of it, or of each of so many lines or objects, as the first may be damaged.
+_HEAD, _FIRST = 2**20, 16
+_KEY, _DECODER = re.compile(r'"([^"\\]{1,64})"\s*:'), json.JSONDecoder()
 _HALF = re.compile("[\ud800-\udfff]")
+
+
+def named(file: Path, *endings: str) -> bool:
+    """Whether a file's name ends so, in capitals too."""
+    return file.name.casefold().endswith(endings)
 
 
 def open_text(file: Path) -> TextIO:
     """The file for reading; bytes that are not UTF-8 become U+FFFD."""
-    opener = gzip.open if file.suffix == ".gz" else open
+    opener = gzip.open if named(file, ".gz") else open
     return opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="")
 
 
@@ -30,7 +39,7 @@ def lines(file: Path) -> Iterator[str]:
 
 
 def head(file: Path) -> str:
-    """The first 64 Ki characters, or nothing if it cannot be read."""
+    """The first 2**20 characters, or nothing if it cannot be read."""
     try:
         with open_text(file) as stream:
             return stream.read(_HEAD)
@@ -75,21 +84,39 @@ def _without_halves(value: object) -> object:
 
 
 def json_keys(file: Path) -> set[str]:
-    """Keys of the first object of a JSON array, from the head of the file."""
-    start = head(file).lstrip()
-    if not start.startswith("["):
-        return set()
-    return _keys(start[1:].lstrip())
+    """Keys of the first objects of a JSON array, from the head of the file."""
+    rest, keys = head(file).lstrip(), set()
+    if not rest.startswith("["):
+        return keys
+    for _ in range(_FIRST):
+        rest = rest[1:].lstrip()
+        try:
+            found, end = _DECODER.raw_decode(rest)
+        except (ValueError, RecursionError):
+            return keys | _like_keys(rest)
+        keys, rest = keys | _keys(found), rest[end:].lstrip()
+    return keys
 
 
 def line_keys(file: Path) -> set[str]:
-    """Keys of the object on the first line that is not blank."""
-    return _keys(head(file).lstrip())
-
-
-def _keys(start: str) -> set[str]:
+    """Keys of the objects on the first lines."""
+    keys: set[str] = set()
     try:
-        found, _ = json.JSONDecoder().raw_decode(start)
-    except (ValueError, RecursionError):
-        return set()
+        with open_text(file) as stream:
+            for line in islice(iter(partial(stream.readline, _HEAD), ""), _FIRST):
+                try:
+                    keys |= _keys(json.loads(line))
+                except (ValueError, RecursionError):
+                    keys |= _like_keys(line)
+    except (OSError, EOFError, zlib.error):
+        pass  # what could be read is enough to know the file by
+    return keys
+
+
+def _keys(found: object) -> set[str]:
     return set(found) if isinstance(found, dict) else set()
+
+
+def _like_keys(text: str) -> set[str]:
+    """What looks like keys in an object that is damaged, or goes on after what was read."""
+    return set(_KEY.findall(text))

@@ -27,7 +27,7 @@ def read(source: Source) -> Iterator[Record | Rejection]:
     Raises:
         MissingColumn: no column for text, or none for what `columns` names.
     """
-    return tree.read_each(source, lambda file: file.name.endswith(".parquet"), lambda file, source: joined(_rows(file, source)), "Parquet file")
+    return tree.read_each(source, lambda file: textfiles.named(file, ".parquet"), lambda file, source: joined(_rows(file, source)), "Parquet file")
 
 
 def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:

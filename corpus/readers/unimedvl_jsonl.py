@@ -11,14 +11,18 @@ from corpus.record import Record, Rejection
 
 
 def recognises(path: Path) -> bool:
-    """A .jsonl or .jsonl.gz file whose first line has `message` and pictures or a task."""
-    keys = textfiles.line_keys(path) if path.name.endswith((".jsonl", ".jsonl.gz")) and path.is_file() else set()
+    """A .jsonl or .jsonl.gz file whose first lines have `message` and pictures or a task."""
+    keys = textfiles.line_keys(path) if _is_named(path) and path.is_file() else set()
     return "message" in keys and bool(keys & {"input_img", "output_img", "main_task_type"})
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:
     """Records; neighbouring questions about one picture become one. Pictures lie below `image_root`, else beside the file."""
-    return tree.read_each(source, recognises, lambda file, source: joined(_rows(file, source)), "UniMedVL jsonl")
+    return tree.read_each(source, _is_named, lambda file, source: joined(_rows(file, source)), "UniMedVL jsonl")
+
+
+def _is_named(path: Path) -> bool:
+    return textfiles.named(path, ".jsonl", ".jsonl.gz")
 
 
 def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:

@@ -17,18 +17,18 @@ _FOLDERS = ("VQA_RAD Image Folder", "VQA_RAD_Image_Folder", "images", "imgs")
 
 def recognises(path: Path) -> bool:
     """The JSON by its keys; a Parquet file of image, question and answer by "vqa-rad" in its path."""
-    if path.suffix == ".json":
+    if textfiles.named(path, ".json"):
         return {"image_name", "phrase_type", "question"} <= textfiles.json_keys(path)
     return image_questions.recognises(path, "vqarad")
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:
     """A record a picture and split. The picture's name (its content, in Parquet) is its patient: all test pictures are in train too."""
-    return tree.read_each(source, recognises, _read_file, "VQA-RAD file")
+    return tree.read_each(source, lambda file: textfiles.named(file, ".json", ".parquet"), _read_file, "VQA-RAD file")
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
-    if file.suffix == ".parquet":
+    if textfiles.named(file, ".parquet"):
         yield from image_questions.records(file, source, license=source.license or LICENSE, attribution=ATTRIBUTION)
         return
     by_picture: dict[tuple[str, str], list[tuple[dict, Turn | None]]] = {}

@@ -1,5 +1,7 @@
 """Which reader reads what: mixed folders, unknown files, and the command line."""
 
+import gzip
+import json
 import re
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import pytest
 from corpus.readers import FORMATS, formats
 from corpus.readers.parquet import MissingColumn
 from corpus.readers.source import Source
-from corpus.record import Record, Rejection
+from corpus.record import Record, Rejection, Unreadable
 from corpus.sample import Turn
 from flows import console
 from ray_jobs.ingest import add_source
@@ -140,3 +142,49 @@ def test_the_command_line_tells_what_is_wrong(tmp_path, arguments, told):
 def test_help_lists_the_formats():
     told = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", "--help"], capture_output=True, text=True, env={"COLUMNS": "200"}).stdout
     assert all(name in told for name in ("gmai-mmbench", "dicom", "image-folder", "--columns", "--image-root", "--license"))
+
+
+def test_capitals_in_suffixes_and_backslashes_in_paths(tmp_path):
+    layouts.unimedvl(tmp_path / "a").rename(tmp_path / "a" / "TRAIN.JSONL")
+    text = (tmp_path / "a" / "TRAIN.JSONL").read_text()
+    (tmp_path / "a" / "TRAIN.JSONL").write_text(text.replace("/images/", r"images\\"))
+    layouts.omni(tmp_path / "b").rename(tmp_path / "b" / "QA_information" / "DEMO.JSON")
+    layouts.image_questions(tmp_path / "path-vqa" / "test-0.PARQUET", (7,))
+    layouts.med_mnist(tmp_path / "bloodmnist_64.npz", (1, 1, 1)).rename(tmp_path / "BLOODMNIST_64.NPZ")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "RECORDS.JSONL.GZ").write_bytes(gzip.compress(b'{"image": "x.png"}'))
+    layouts.save(22, tmp_path / "c" / "x.png")
+    records, aside = read(tmp_path)
+    assert Counter(re.split("[/:]", record.where)[0] for record in records) == {"a": 5, "b": 2, "path-vqa": 1, "BLOODMNIST_64.NPZ": 3, "c": 1}
+    assert all(opener().size for record in records for opener in record.images) and {r.reason for r in aside} == {"altered-mirror"}
+
+
+def test_a_backslash_does_not_lead_out_of_the_folder(tmp_path):
+    layouts.save(0, tmp_path / "secret.png")
+    layouts.jsonl([{"image": r"..\secret.png"}], tmp_path / "a" / "records.jsonl")
+    with pytest.raises(Unreadable) as error:
+        read(tmp_path / "a")[0][0].images[0]()
+    assert error.value.reason == "path-outside-folder"
+
+
+def _without(row, key):
+    return {name: said for name, said in row.items() if name != key}
+
+
+ROWS = {
+    "slake": ("train.json", layouts.slake_row(1, "What?", "A"), "q_lang"),
+    "vqa-rad": ("rad.json", layouts.vqa_rad_row(1, "What?", "A"), "phrase_type"),
+    "omni-med-vqa": ("Demo.json", layouts.omni_row("a.png", "What?", ["A", "B"], "A"), "gt_answer"),
+    "unimedvl-jsonl": ("train.jsonl", {"input_img": [], "main_task_type": "text", "message": layouts.talk("What?", "A")}, "message"),
+}
+
+
+@pytest.mark.parametrize("first", ["null", "lacks a field", "is broken", "is long"])
+@pytest.mark.parametrize("format", ROWS)
+def test_a_file_is_known_by_more_than_its_first_row(tmp_path, format, first):
+    name, row, key = ROWS[format]
+    long = row | {"aa": "x " * 40_000}
+    lines = [{"null": "null", "lacks a field": json.dumps(_without(row, key)), "is broken": '{"broken', "is long": json.dumps(dict(sorted(long.items())))}[first], json.dumps(row)]
+    (tmp_path / name).write_text("\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]")
+    assert formats.detect(tmp_path / name, {}) == format
+    assert len(sum(read(tmp_path, format), [])) >= 1
