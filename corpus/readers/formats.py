@@ -9,12 +9,14 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from corpus.readers import FORMATS, image_folder, textfiles, tree
+from corpus.readers import FORMATS, image_folder, omni_med_vqa, textfiles, tree
 from corpus.readers.pictures import SUFFIXES, PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
 
 AUTO = "auto"
+# Formats whose files never name a picture of another file.
+_HOLDING = ("med-mnist", "nifti", "dicom")
 # Files that go with data and are none.
 _AUXILIARY = re.compile(
     r"^(licen[cs]es?|readme|copying|notice|authors|acknowledge?ments|citation|changelog|manifest|md5sums?|sha\d+sums?|checksums?|thumbs|desktop)\b"
@@ -58,8 +60,12 @@ def detect(file: Path, columns: dict[str, str]) -> str | None:
 
 
 def _each(source: Source) -> Iterator[Record | Rejection]:
-    """First the files that name pictures or hold them, then the pictures that none of them named."""
+    """First the files that name pictures or hold them, then the pictures that none of them named.
+
+    Those that a damaged file may have named are kept aside: what it said of them, its split above all, is not known.
+    """
     claimed: set[str] = set()
+    doubtful: set[str] = set()
     unknown: list[Path] = []
     found = False
     for file in tree.walk(source.path):
@@ -73,26 +79,46 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
         if format is None:
             unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
             continue
-        found = True
+        found, damaged, holds = True, False, format in _HOLDING
         for item in reader(format).read(replace(source, path=file, root=source.path if source.path.is_dir() else None)):
-            claimed |= _folders(item)
+            named = _named(item)
+            claimed |= _folders(named)
+            damaged |= isinstance(item, Rejection)
+            holds |= isinstance(item, Record) and bool(item.images) and not named
             yield item
+        if damaged and not holds:
+            doubtful.add(os.path.abspath(_pictures_of(file, format, source)))
     for file in unknown:
         # A JSON file beside named pictures is theirs: SLAKE has two for each.
         if not textfiles.named(file, ".json") or os.path.abspath(file.parent) not in claimed:
             yield _unknown(file, source)
     for file in tree.walk(source.path):
         if file.suffix.lower() in SUFFIXES:
-            found = True
-            if os.path.abspath(file.parent) not in claimed:
+            found, folder = True, os.path.abspath(file.parent)
+            if folder in claimed:
+                continue
+            if any(Path(folder).is_relative_to(top) for top in doubtful):
+                yield Rejection(source.name, source.place(file), "unnamed-picture", "no file names it, but one that may is damaged")
+            else:
                 yield from image_folder.read_picture(file, source)
     if not (found or unknown):
         raise FileNotFoundError(f"{source.path} holds no data; the formats read are {', '.join(FORMATS)} (docs/data.md)")
 
 
-def _folders(item: Record | Rejection) -> set[str]:
+def _named(item: Record | Rejection) -> list[PictureFile]:
+    """The pictures that a record names rather than holds."""
+    return [opener for opener in (*item.images, item.target) if isinstance(opener, PictureFile)] if isinstance(item, Record) else []
+
+
+def _pictures_of(file: Path, format: str, source: Source) -> Path:
+    """The folder beneath which lie the pictures that a file names."""
+    if format == "omni-med-vqa":
+        return omni_med_vqa.picture_root(file, source)
+    return source.image_root or file.parent
+
+
+def _folders(named: list[PictureFile]) -> set[str]:
     """Folders of the pictures that a record names: the other files in them belong to the same layout."""
-    named = [opener for opener in (*item.images, item.target) if isinstance(opener, PictureFile)] if isinstance(item, Record) else []
     paths = {(opener.root, path) for opener in named for path in (opener.relative, opener.relative.replace("\\", "/"))}
     return {folder for root, path in paths if (folder := _folder(root, os.path.dirname(path)))}
 

@@ -30,8 +30,13 @@ def _is_named(path: Path) -> bool:
     return textfiles.named(path, ".json")
 
 
+def picture_root(file: Path, source: Source) -> Path:
+    """The folder that picture paths start from."""
+    return source.image_root or next((folder for folder in file.parents[:4] if (folder / "Images").is_dir()), file.parent)
+
+
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
-    root = source.image_root or next((folder for folder in file.parents[:4] if (folder / "Images").is_dir()), file.parent)
+    root = picture_root(file, source)
     by_picture: dict[str, list[_Asked]] = {}
     for number, row in enumerate(textfiles.json_rows(file)):
         try:

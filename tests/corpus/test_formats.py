@@ -188,3 +188,29 @@ def test_a_file_is_known_by_more_than_its_first_row(tmp_path, format, first):
     (tmp_path / name).write_text("\n".join(lines) if name.endswith("l") else f"[{','.join(lines)}]")
     assert formats.detect(tmp_path / name, {}) == format
     assert len(sum(read(tmp_path, format), [])) >= 1
+
+
+def _cut(file, share=0.6):
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    return file
+
+
+def test_pictures_of_a_damaged_file_are_no_image_folder(tmp_path):
+    layouts.slake(tmp_path / "slake")
+    _cut(tmp_path / "slake" / "train.json")
+    _cut(layouts.omni(tmp_path / "omni"))
+    layouts.save(23, tmp_path / "mine" / "test" / "x.png")
+    (tmp_path / "mine" / "records.jsonl").write_text('{"image": "test/x.png", "split": "test"\n')
+    layouts.image_folder(tmp_path / "others")
+    records, aside = read(tmp_path)
+    assert Counter(r.where.split("/")[0] for r in records) == {"slake": 1, "others": 4}
+    unnamed = {r.where for r in aside if r.reason == "unnamed-picture"}
+    assert len(unnamed) == 7 and {"slake/imgs/xmlab1/mask.png", "omni/Images/Demo/a b.png", "mine/test/x.png"} <= unnamed
+
+
+def test_a_bad_row_of_a_file_that_holds_its_pictures_spoils_no_folder(tmp_path):
+    layouts.gmai(tmp_path / "VAL.tsv", [layouts.gmai_row(0, 1, "E"), layouts.gmai_row(1, 2)])
+    layouts.table([{"input_img": layouts.base64_text(n), "message": said} for n, said in ((20, layouts.talk("What?", "A head")), (21, []))], tmp_path / "a.parquet")
+    (tmp_path / "bloodmnist.npz").write_bytes(b"PK")
+    layouts.image_folder(tmp_path / "others")
+    assert Counter(r.where.split("/")[0] for r in read(tmp_path)[0])["others"] == 4
