@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+
 from corpus.readers import textfiles
 from corpus.record import Unreadable
 
@@ -37,7 +39,7 @@ def has_columns(file: Path, *wanted: str) -> bool:
 
 
 def rows(file: Path, wanted: list[str]) -> Iterator[dict]:
-    """The wanted columns, row by row.
+    """The wanted columns, row by row; bytes of a text that are not UTF-8 become U+FFFD.
 
     Raises:
         MissingColumn: one is not there.
@@ -52,6 +54,25 @@ def rows(file: Path, wanted: list[str]) -> Iterator[dict]:
     try:
         with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
             for batch in table.iter_batches(batch_size=_BATCH, columns=wanted):
-                yield from batch.to_pylist()
+                yield from _rows_of(batch)
     except Exception as error:
         raise Unreadable("unreadable-file", f"damaged Parquet ({type(error).__name__})") from None
+
+
+def _rows_of(batch: pa.RecordBatch) -> list[dict]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        return [{name: _plain(column[row]) for name, column in zip(batch.schema.names, batch.columns)} for row in range(batch.num_rows)]
+
+
+def _plain(cell: pa.Scalar) -> object:
+    """The value of a cell that may have bytes in its texts that are not UTF-8."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        if isinstance(cell, pa.StructScalar):
+            return {name: _plain(inner) for name, inner in cell.items()}
+        if isinstance(cell, pa.ListScalar):
+            return [_plain(inner) for inner in cell.values]
+        return (cell.value if isinstance(cell, pa.DictionaryScalar) else cell).as_buffer().to_pybytes().decode(errors="replace")

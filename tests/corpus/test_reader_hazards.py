@@ -347,3 +347,14 @@ def test_half_a_surrogate_pair_in_other_fields(tmp_path):
     (record,), _ = read(layouts.jsonl([row], tmp_path / "records.jsonl"), "records")
     assert (record.id, record.patient, record.caption) == ("\ufffd", "\ufffd", row["caption"]) and record.labels == {"\ufffd": ["\ufffd"], "undecodable_characters": 4}
     assert record.where == "records.jsonl:1 \ufffd.png"
+
+
+def test_bytes_that_are_not_utf8_in_parquet(tmp_path):
+    rows = [{"image": {"bytes": layouts.encoded(n), "path": "a.png"}, "question": "What?", "answer": "37 Q"} for n in (7, 8)]
+    file = layouts.table(rows, tmp_path / "path-vqa" / "test-0.parquet")
+    file.write_bytes(file.read_bytes().replace(b"37 Q", b"37 \xb0"))
+    records, aside = read(file, "path-vqa")
+    assert not aside and [r.turns[0].answer for r in records] == ["37 \ufffd"] * 2 and records[0].labels == {"undecodable_characters": 1}
+    file = layouts.table([{"input_img": [{"path": "Q.png"}], "message": layouts.talk("What?", "37 Q")}], tmp_path / "a.parquet")
+    file.write_bytes(file.read_bytes().replace(b"37 Q", b"37 \xb0"))
+    assert read(file, "unimed-5m")[0][0].turns[0].answer == "37 \ufffd"
