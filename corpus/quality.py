@@ -1,6 +1,7 @@
 """Quality control: each record becomes clean samples, or is kept aside with its reason."""
 
 import logging
+import re
 from collections.abc import Iterator
 from itertools import compress
 
@@ -18,6 +19,9 @@ from corpus.sample import Image, Sample, Turn
 # At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
 logging.getLogger("PIL").setLevel(logging.INFO)
 
+# What a record says is not repeated where a reason is told, as it may be a person's name; the terms of Creative Commons are none.
+_KNOWN_LICENCE = re.compile(r"cc[ _-]?(0|by)([ _-](nc|nd|sa))*([ _-]\d(\.\d)?)?", re.IGNORECASE)
+
 
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:
     """Samples of a record: understanding where it has questions, generation where it has a caption, interleaved where it has a target.
@@ -30,14 +34,15 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
 
     license = vocabulary.license_id(record.license, params.licenses)
     if license is None:
-        named = bool(str(record.license or "").strip())
-        return reject("licence-not-allowed", f"licence {record.license!r}") if named else reject("no-licence", "the record names no licence")
+        named = str(record.license or "").strip()
+        told = f"licence {named}" if _KNOWN_LICENCE.fullmatch(named) else "its licence is not on the allow-list of corpus.quality.licenses"
+        return reject("licence-not-allowed", told) if named else reject("no-licence", "the record names no licence")
     modality = vocabulary.modality(record.modality)
     if modality is None:
-        return reject("unknown-modality", f"modality {record.modality!r} is not one of {', '.join(vocabulary.MODALITIES)}")
+        return reject("unknown-modality", f"its modality is none of {', '.join(vocabulary.MODALITIES)}")
     split = vocabulary.split(record.split or "train")
     if split is None:
-        return reject("unknown-split", f"split {record.split!r}")
+        return reject("unknown-split", "its split is none of train, val, test")
     fits = [max(len(t.question), len(t.answer)) <= params.max_text for t in record.turns]
     turns = list(compress(record.turns, fits))
     caption, instruction = (text if text and params.min_caption <= len(text) <= params.max_text else None for text in (record.caption, record.instruction))

@@ -204,3 +204,14 @@ def test_texts_that_are_too_long_are_left_out_and_counted():
     turns = (Turn("What?", "x" * 2000, "OPEN"), Turn("Where?", "There.", "OPEN"))
     (sample,) = quality.examine(record(0, turns=turns, caption="y" * 2000, labels={"questions": [{"qid": 1}, {"qid": 2}]}), QualityParams(), SALT)
     assert sample.turns == [turns[1]] and sample.labels == {"questions": [{"qid": 2}], "texts_left_out": 2}
+
+
+@pytest.mark.parametrize("field, detail", [("license", "not on the allow-list"), ("modality", "none of CFP"), ("split", "none of train")])
+@pytest.mark.parametrize("said", ["JaneDoe", ["CT", "JaneDoe"], {"JaneDoe": 1}])
+def test_a_reason_does_not_repeat_what_the_record_says(field, detail, said):
+    outcome = quality.examine(record(0, **{field: said}), QualityParams(), SALT)
+    assert detail in outcome.detail and "JaneDoe" not in str(outcome)
+
+
+def test_a_licence_that_is_not_allowed_is_named_where_it_is_a_known_one():
+    assert quality.examine(record(0, license="CC BY-NC 4.0"), QualityParams(), SALT).detail == "licence CC BY-NC 4.0"
