@@ -1,14 +1,18 @@
 """The house's simplest format: a folder with `records.jsonl`, one picture a line (see docs/data.md)."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from corpus.readers import textfiles, tree
 from corpus.readers.fields import MALFORMED, NotARecord, damaged, malformed, shown, text, turn
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
-from corpus.record import Record, Rejection
+from corpus.record import Record, Rejection, Unreadable
 
+# Names of patients (0) and groups (1), and to which other each belongs.
+_Name = tuple[int, str]
+_Linked = dict[_Name, _Name]
 _FILES = ("records.jsonl", "records.jsonl.gz")
 
 
@@ -27,13 +31,41 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
-    place, root = source.place(file), file.parent
+    place, root, linked = source.place(file), file.parent, _linked(file)
     for number, line in enumerate(textfiles.lines(file), start=1):
         if line.strip():
-            yield _parse(line, f"{place}:{number}", root, source)
+            yield _parse(line, f"{place}:{number}", root, source, linked)
 
 
-def _parse(line: str, where: str, root: Path, source: Source) -> Record | Rejection:
+def _linked(file: Path) -> _Linked:
+    """What belongs together by lines that name both a patient and a group: neither may be split."""
+    linked: _Linked = {}
+    with suppress(Unreadable):  # the records before the damage are read all the same
+        for line in textfiles.lines(file):
+            if '"patient"' in line and '"group"' in line:
+                with suppress(*MALFORMED):
+                    first, *others = sorted({_first(name, linked) for name in _names(textfiles.parsed(line))})
+                    linked |= {other: first for other in others}
+    return linked
+
+
+def _names(fields: dict) -> list[_Name]:
+    return [(order, str(fields[kind])) for order, kind in enumerate(("patient", "group")) if fields.get(kind)]
+
+
+def _first(name: _Name, linked: _Linked) -> _Name:
+    while name in linked:
+        name = linked[name]
+    return name
+
+
+def _patient(fields: dict, linked: _Linked) -> str | None:
+    """Who is never split: the first patient, by name, of all that belong together."""
+    names = _names(fields)
+    return _first(names[0], linked)[1] if names else None
+
+
+def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -> Record | Rejection:
     try:
         fields = textfiles.parsed(line)
         picture = fields["image"]
@@ -48,7 +80,7 @@ def _parse(line: str, where: str, root: Path, source: Source) -> Record | Reject
             id=identifier,
             where=f"{where} {shown(picture)}",
             images=(PictureFile(root, picture, source.max_pixels),),
-            patient=str(fields.get("patient") or fields.get("group") or identifier),
+            patient=_patient(fields, linked) or identifier,
             caption=text(fields.get("caption")),
             turns=turns,
             labels=(fields.get("labels") or {}) | damaged(fields),

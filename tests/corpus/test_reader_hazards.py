@@ -358,3 +358,9 @@ def test_bytes_that_are_not_utf8_in_parquet(tmp_path):
     file = layouts.table([{"input_img": [{"path": "Q.png"}], "message": layouts.talk("What?", "37 Q")}], tmp_path / "a.parquet")
     file.write_bytes(file.read_bytes().replace(b"37 Q", b"37 \xb0"))
     assert read(file, "unimed-5m")[0][0].turns[0].answer == "37 \ufffd"
+
+
+def test_neither_a_patient_nor_a_group_is_split(tmp_path):
+    said = [{"patient": "P2", "group": "G"}, {"patient": "P1", "group": "G"}, {"patient": "P1"}, {"group": "G"}, {"patient": "P2", "group": "H"}, {"group": "H"}, {"patient": "P3"}, {"group": "P1"}, {"patient": "P4", "group": None}]
+    file = layouts.jsonl([{"image": f"{n}.png"} | row for n, row in enumerate(said)], tmp_path / "records.jsonl")
+    assert [r.patient for r in read(file, "records")[0]] == ["P1"] * 6 + ["P3", "P1", "P4"]
