@@ -42,11 +42,13 @@ def read_picture(file: Path, source: Source) -> Iterator[Record | Rejection]:
     named = [name for name in folders if vocabulary.split(name) is None and name.casefold() not in _PLAIN]
     label = " ".join(re.split(r"[\s_]+", named[-1])).strip() if named else None
     modality = vocabulary.modality(source.modality)
+    # A link may lead to any place within the source.
+    root = source.root or (source.path if source.path.is_dir() else file.parent)
     yield Record(
         # File names may hold a person's name: what is kept is named by hash.
         id=hashlib.sha256(place.encode(errors="replace")).hexdigest()[:16],
         where=place,
-        images=(PictureFile(file.parent, file.name, source.max_pixels),),
+        images=(PictureFile(root, str(file.relative_to(root)), source.max_pixels),),
         patient=place,
         caption=f"{modality} image: {label}." if label and modality else None,
         turns=(Turn("What does this image show?", label, "OPEN"),) if label else (),

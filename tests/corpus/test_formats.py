@@ -214,3 +214,20 @@ def test_a_bad_row_of_a_file_that_holds_its_pictures_spoils_no_folder(tmp_path):
     (tmp_path / "bloodmnist.npz").write_bytes(b"PK")
     layouts.image_folder(tmp_path / "others")
     assert Counter(r.where.split("/")[0] for r in read(tmp_path)[0])["others"] == 4
+
+
+@pytest.mark.parametrize("format", ["auto", "image-folder"])
+def test_a_link_within_the_source_is_followed(tmp_path, format):
+    layouts.save(1, tmp_path / "s" / "a" / "1.png")
+    layouts.save(2, tmp_path / "out.png")
+    (tmp_path / "s" / "b").mkdir()
+    (tmp_path / "s" / "b" / "2.png").symlink_to("../a/1.png")
+    (tmp_path / "s" / "b" / "3.png").symlink_to("../../out.png")
+    opened = {}
+    for record in read(tmp_path / "s", format)[0]:
+        try:
+            opened[record.where] = record.images[0]().size
+        except Unreadable as error:
+            opened[record.where] = error.reason
+    # A folder's own reader does not even look at the link that leads out.
+    assert opened == {"a/1.png": (96, 96), "b/2.png": (96, 96)} | ({"b/3.png": "path-outside-folder"} if format == "auto" else {})
