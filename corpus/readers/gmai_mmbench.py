@@ -3,6 +3,7 @@
 import csv
 import re
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from corpus.record import Record, Rejection, Unreadable
 ATTRIBUTION = "GMAI-MMBench (Chen et al., NeurIPS 2024)"
 _NEEDED = {"image", "question", "A", "B"}
 _SLICES = ("category", "l2-category", "clinical VQA task", "department", "perceptual granularity", "original task", "index")
+# Lines of one row.
+_LONGEST = 1000
 
 
 def recognises(path: Path) -> bool:
@@ -36,7 +39,7 @@ def _is_named(path: Path) -> bool:
 
 def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
     csv.field_size_limit(sys.maxsize)  # a picture is one field, and the default is 128 KiB
-    table = csv.reader(textfiles.lines(file), delimiter="\t")
+    table = _cells(textfiles.lines(file))
     try:
         header = [name.strip() for name in next(table, [])]
         if not _NEEDED <= set(header):
@@ -45,6 +48,29 @@ def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
             yield _record(dict(zip(header, cells)), f"{source.place(file)}:{number}", file, source)
     except csv.Error as error:
         raise Unreadable("unreadable-file", f"not a TSV file: {error}") from None
+
+
+def _cells(lines: Iterator[str]) -> Iterator[list[str]]:
+    """Rows of a table. A quotation mark that nobody closes is a character like any other: it swallows no rows."""
+    waiting, taken, width = deque(), [], 0
+
+    def following() -> Iterator[str]:
+        while len(taken) < _LONGEST and (line := waiting.popleft() if waiting else next(lines, "")):
+            taken.append(line)
+            yield line
+
+    while (cells := next(csv.reader(following(), delimiter="\t"), None)) is not None:
+        if width and _swallowed(taken, cells, width):
+            waiting.extendleft(reversed(taken[1:]))
+            cells = taken[0].rstrip("\r\n").split("\t")
+        width = width or len(cells)
+        taken.clear()
+        yield cells
+
+
+def _swallowed(lines: list[str], cells: list[str], width: int) -> bool:
+    """Whether a row of several lines is none: it has not the header's width, or each of its lines has."""
+    return len(lines) > 1 and (len(cells) != width or all(line.count("\t") == width - 1 for line in lines))
 
 
 def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejection:

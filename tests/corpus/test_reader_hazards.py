@@ -364,3 +364,12 @@ def test_neither_a_patient_nor_a_group_is_split(tmp_path):
     said = [{"patient": "P2", "group": "G"}, {"patient": "P1", "group": "G"}, {"patient": "P1"}, {"group": "G"}, {"patient": "P2", "group": "H"}, {"group": "H"}, {"patient": "P3"}, {"group": "P1"}, {"patient": "P4", "group": None}]
     file = layouts.jsonl([{"image": f"{n}.png"} | row for n, row in enumerate(said)], tmp_path / "records.jsonl")
     assert [r.patient for r in read(file, "records")[0]] == ["P1"] * 6 + ["P3", "P1", "P4"]
+
+
+@pytest.mark.parametrize("stray", [(0,), (3,), (0, 1), (1, 3)])
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, stray):
+    rows = [layouts.gmai_row(n, n, question="Q") for n in range(4)] + [layouts.gmai_row(4, 4, question='What\tis "this"\nthen?'), layouts.gmai_row(5, 5, split="VAL\n")]
+    lines = layouts.gmai(tmp_path / "VAL.tsv", rows).read_text().splitlines(keepends=True)
+    (tmp_path / "VAL.tsv").write_text("".join(line.replace("\tQ\t", '\t"Q\t') if n - 1 in stray else line for n, line in enumerate(lines)))
+    records, aside = read(tmp_path / "VAL.tsv", "gmai-mmbench")
+    assert not aside and [r.labels["questions"][0]["question"] for r in records] == ['"Q' if n in stray else "Q" for n in range(4)] + ['What is "this" then?', "What is shown?"]
