@@ -114,7 +114,7 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
     """The picture upright, as 8-bit grey or RGB, within the size limits; what it was, if it had to change; and whether it is `suspect` and seems to carry text.
 
     Raises:
-        Unreadable: it is smaller than the limit.
+        Unreadable: it is smaller than the limit, or has no numbers.
     """
     mode = picture.mode
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
@@ -138,8 +138,13 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
 
 def _windowed(picture: Pillow.Image, percentiles: tuple[float, float]) -> Pillow.Image:
     values = np.asarray(picture, dtype=np.float32)
-    low, high = np.percentile(values, percentiles)
-    return Pillow.fromarray((np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8))
+    # Only floating point has values that are no numbers; they become black, infinite ones the end they are at.
+    finite = values[np.isfinite(values)] if picture.mode == "F" else values
+    if not finite.size:
+        raise Unreadable("unreadable-image", "none of its values is a number")
+    low, high = np.percentile(finite, percentiles)
+    scaled = np.clip((values - low) / max(high - low, 1e-9), 0, 1) * 255
+    return Pillow.fromarray(np.nan_to_num(scaled, copy=False).astype(np.uint8))
 
 
 def _picture_doubts(picture: Pillow.Image, entropy: float, params: QualityParams) -> Iterator[tuple[str, str]]:

@@ -215,3 +215,13 @@ def test_a_reason_does_not_repeat_what_the_record_says(field, detail, said):
 
 def test_a_licence_that_is_not_allowed_is_named_where_it_is_a_known_one():
     assert quality.examine(record(0, license="CC BY-NC 4.0"), QualityParams(), SALT).detail == "licence CC BY-NC 4.0"
+
+
+def test_values_that_are_no_numbers_do_not_spoil_a_picture():
+    values = np.random.default_rng(0).random((64, 64), np.float32)
+    values[0, :3] = np.nan, np.inf, -np.inf
+    (sample,) = quality.examine(record(0, images=(lambda: Image.fromarray(values),), caption=None), QualityParams(), SALT)
+    pixels = np.asarray(sample.images[0].open())
+    assert list(pixels[0, :3]) == [0, 255, 0] and pixels.std() > 50
+    outcome = quality.examine(record(0, images=(lambda: Image.fromarray(values * np.nan),)), QualityParams(), SALT)
+    assert outcome.reason == "unreadable-image"
