@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image as Pillow
 
+from corpus import vocabulary
 from corpus.readers import npz, textfiles, tree
 from corpus.readers.med_mnist_sets import SETS, Set
 from corpus.readers.source import Source
@@ -49,32 +50,60 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
     known = SETS.get(_set_name(file))
     if known is None:
         raise Unreadable("unknown-set", f"its name is none of MedMNIST's: {', '.join(SETS)}")
-    arrays = npz.names(file)
-    there = [split for split in SPLITS if {f"{split}_images", f"{split}_labels"} <= arrays]
+    place, arrays = source.place(file), npz.names(file)
+    there = sorted({name.rpartition("_")[0] for name in arrays if name.endswith(("_images", "_labels"))}, key=lambda name: (_order(name), name))
     if not there:
         raise Unreadable("unreadable-file", f"no images and labels of a split; found {', '.join(sorted(arrays))[:200]}")
-    if any(npz.shape(file, f"{split}_images")[0] != npz.shape(file, f"{split}_labels")[0] for split in there):
+    counts: dict[str, int] = {}
+    for name in there:
+        try:
+            counts[name] = _count(file, name, arrays)
+        except Unreadable as error:
+            yield Rejection(source.name, f"{place}:{name}", error.reason, str(error))
+    altered = _altered(counts, known)
+    for name, told in altered.items():
+        yield Rejection(source.name, f"{place}:{name}", "altered-mirror", told)
+    for name in counts:
+        try:
+            pairs = zip(npz.rows(file, f"{name}_images"), npz.rows(file, f"{name}_labels"))
+            for number, (image, label) in enumerate(pairs):
+                yield _record(image, label, f"{place}:{name}:{number}", vocabulary.split(name), known, source, bool(altered))
+        except Unreadable as error:
+            yield Rejection(source.name, f"{place}:{name}", error.reason, str(error))
+
+
+def _order(name: str) -> int:
+    """Train, val, test, and last what is no split."""
+    return (*SPLITS, None).index(vocabulary.split(name))
+
+
+def _count(file: Path, name: str, arrays: set[str]) -> int:
+    """How many images a split has. Raises Unreadable: it is none, or cannot be read."""
+    if vocabulary.split(name) is None:
+        raise Unreadable("unreadable-file", "arrays of no known split")
+    for kind in ("images", "labels"):
+        if f"{name}_{kind}" not in arrays:
+            raise Unreadable("unreadable-file", f"a split without {kind}")
+    count = npz.shape(file, f"{name}_images")[0]
+    if npz.shape(file, f"{name}_labels")[0] != count:
         raise Unreadable("unreadable-file", "not as many labels as images")
-    altered = _altered(file, known, there)
-    for split, count in altered.items():
-        told = " or ".join(f"{edition[SPLITS.index(split)]:,}" for edition in known.counts)
-        yield Rejection(source.name, f"{source.place(file)}:{split}", "altered-mirror", f"{count:,} {split} images where {known.title} has {told}")
-    for split in there:
-        pairs = zip(npz.rows(file, f"{split}_images"), npz.rows(file, f"{split}_labels"))
-        for number, (image, label) in enumerate(pairs):
-            yield _record(image, label, f"{source.place(file)}:{split}:{number}", split, known, source, bool(altered))
+    return count
 
 
-def _altered(file: Path, known: Set, there: list[str]) -> dict[str, int]:
-    """Number of images of each split that has not the published one."""
-    counts = {split: npz.shape(file, f"{split}_images")[0] for split in there}
-    return {split: count for split, count in counts.items() if count not in {edition[SPLITS.index(split)] for edition in known.counts}}
+def _altered(counts: dict[str, int], known: Set) -> dict[str, str]:
+    """What is told of each split that has not the published number of images."""
+    published = {name: [edition[_order(name)] for edition in known.counts] for name in counts}
+    return {
+        name: f"{count:,} {vocabulary.split(name)} images where {known.title} has {' or '.join(f'{number:,}' for number in published[name])}"
+        for name, count in counts.items()
+        if count not in published[name]
+    }
 
 
 def _record(image: np.ndarray, label: np.ndarray, place: str, split: str, known: Set, source: Source, altered: bool) -> Record | Rejection:
     named = _named(np.atleast_1d(label), known)
     if named is None:
-        return Rejection(source.name, place, "malformed-record", f"label {label.tolist()} is none of {known.title}'s {len(known.classes)} classes")
+        return Rejection(source.name, place, "malformed-record", f"its label is none of {known.title}'s {len(known.classes)} classes")
     volume = known.title.endswith("3D")
     shown = [image[int(share * len(image))] for share in SLICES] if volume else [image]
     answer = ", ".join(named) or "none"
@@ -94,6 +123,7 @@ def _record(image: np.ndarray, label: np.ndarray, place: str, split: str, known:
 def _named(label: np.ndarray, known: Set) -> list[str] | None:
     """Names of the classes, or None if the label is none of the set's."""
     if known.many:
-        return [name for name, present in zip(known.classes, label) if present] if len(label) == len(known.classes) else None
+        whole = len(label) == len(known.classes) and np.all((label == 0) | (label == 1))
+        return [name for name, present in zip(known.classes, label) if present] if whole else None
     index = int(label[0]) if label.size == 1 and label.dtype.kind in "iu" else -1
     return [known.classes[index]] if 0 <= index < len(known.classes) else None

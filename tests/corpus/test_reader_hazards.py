@@ -373,3 +373,22 @@ def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, stray):
     (tmp_path / "VAL.tsv").write_text("".join(line.replace("\tQ\t", '\t"Q\t') if n - 1 in stray else line for n, line in enumerate(lines)))
     records, aside = read(tmp_path / "VAL.tsv", "gmai-mmbench")
     assert not aside and [r.labels["questions"][0]["question"] for r in records] == ['"Q' if n in stray else "Q" for n in range(4)] + ['What is "this" then?', "What is shown?"]
+
+
+def test_a_bad_split_of_medmnist_is_told_and_the_others_are_read(tmp_path):
+    images, labels = np.zeros((2, 28, 28), np.uint8), np.array([[0], [1]])
+    odd = {"val_images": np.array([None, None]), "val_labels": labels, "test_images": images, "extra_images": images, "extra_labels": labels}
+    np.savez(tmp_path / "pneumoniamnist.npz", train_images=images, train_labels=labels, **odd)
+    records, aside = read(tmp_path, "med-mnist")
+    told = {r.where.split(":")[1]: r.detail for r in aside if r.reason == "unreadable-file"}
+    assert len(records) == 2 and told == {"val": "val_images cannot be read (ValueError)", "test": "a split without labels", "extra": "arrays of no known split"}
+    np.savez(tmp_path / "pneumoniamnist.npz", train_images=images, train_labels=labels[:1], validation_images=images, validation_labels=labels)
+    records, aside = read(tmp_path, "med-mnist")
+    assert [r.split for r in records] == ["val", "val"] and [r.reason for r in aside] == ["unreadable-file", "altered-mirror"]
+
+
+def test_a_finding_is_there_or_not(tmp_path):
+    labels = np.array([[0] * 14, [1] * 14, [2] * 14])
+    np.savez(tmp_path / "chestmnist.npz", train_images=np.zeros((3, 28, 28), np.uint8), train_labels=labels)
+    records, aside = read(tmp_path, "med-mnist")
+    assert len(records) == 2 and [(r.where, r.reason) for r in aside[1:]] == [("chestmnist.npz:train:2", "malformed-record")]
