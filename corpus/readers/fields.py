@@ -1,7 +1,6 @@
 """Fields as published files have them: numbers for text, blanks, the word NULL, options by letter."""
 
 import re
-from pathlib import Path
 
 from corpus.readers.source import Source
 from corpus.record import Rejection
@@ -14,6 +13,8 @@ class NotARecord(ValueError):
 
 # What reading a row that is not as it should be raises.
 MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+# Between folders, on any system; how paths begin that start elsewhere than at the source; characters of one that is told.
+_FOLDERS, _ELSEWHERE, _LONGEST = re.compile(r"[/\\:]"), re.compile(r"[/\\~]|\w+:"), 255
 _MISSING = ("", "NULL", "NAN", "-")
 
 
@@ -110,4 +111,5 @@ def malformed(source: Source, where: str, error: Exception) -> Rejection:
 def shown(relative: object) -> str:
     """A picture's path for `where`: one that leaves the folder may tell about the machine, so only its name is kept."""
     path = str(relative)
-    return path if not path.startswith(("/", "..")) else Path(path).name
+    *folders, name = _FOLDERS.split(path)
+    return (name if _ELSEWHERE.match(path) or ".." in folders else path)[:_LONGEST]

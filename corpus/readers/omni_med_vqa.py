@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, modality
+from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, modality, shown
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -45,7 +45,7 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
         except MALFORMED as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
     for picture, asked in by_picture.items():
-        place = f"{source.place(file)}:{picture}"
+        place = f"{source.place(file)}:{shown(picture)}"
         try:
             yield _record(picture, asked, root, source, place)
         except MALFORMED as error:

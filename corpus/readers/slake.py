@@ -5,7 +5,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, NotARecord, damaged, kept, malformed, text, turn
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, kept, malformed, shown, text, turn
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -41,7 +41,7 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
         try:
             yield _record(picture, rows, file, source)
         except MALFORMED as error:
-            yield malformed(source, f"{source.place(file)}:{picture}", error)
+            yield malformed(source, f"{source.place(file)}:{shown(picture)}", error)
 
 
 def _name(row: dict) -> str:
@@ -59,7 +59,7 @@ def _turn(row: dict, source: Source) -> Turn | None:
 def _record(picture: str, rows: list[tuple[dict, Turn | None]], file: Path, source: Source) -> Record:
     first, asked = rows[0][0], [(row, t) for row, t in rows if t]
     root = source.image_root or (file.parent / "imgs" if (file.parent / "imgs").is_dir() else file.parent)
-    place = f"{source.place(file)}:{picture}"
+    place = f"{source.place(file)}:{shown(picture)}"
     facts = [{"question": t.question} | kept(row, "qid", "q_lang", "content_type", "base_type", "triple") for row, t in asked]
     return Record(
         id=place,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corpus.readers import image_questions, textfiles, tree
-from corpus.readers.fields import MALFORMED, damaged, kept, malformed, turn
+from corpus.readers.fields import MALFORMED, damaged, kept, malformed, shown, turn
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -40,7 +40,7 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
             yield malformed(source, f"{source.place(file)}:{number}", error)
     root = source.image_root or next((file.parent / name for name in _FOLDERS if (file.parent / name).is_dir()), file.parent)
     for (picture, split), rows in by_picture.items():
-        yield _record(picture, split, rows, root, source, f"{source.place(file)}:{picture}:{split}")
+        yield _record(picture, split, rows, root, source, f"{source.place(file)}:{shown(picture)}:{split}")
 
 
 def _split(row: dict) -> str:

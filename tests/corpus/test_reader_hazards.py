@@ -392,3 +392,18 @@ def test_a_finding_is_there_or_not(tmp_path):
     np.savez(tmp_path / "chestmnist.npz", train_images=np.zeros((3, 28, 28), np.uint8), train_labels=labels)
     records, aside = read(tmp_path, "med-mnist")
     assert len(records) == 2 and [(r.where, r.reason) for r in aside[1:]] == [("chestmnist.npz:train:2", "malformed-record")]
+
+
+@pytest.mark.parametrize("path", [r"C:\Users\Jane Doe\a.png", "C:/Users/Jane Doe/a.png", r"\\Jane Doe\a.png", "/home/Jane Doe/a.png", "~Jane Doe/a.png", "x/../../Jane Doe/a.png", r"x\..\..\Jane Doe\a.png", "file:///Jane Doe/a.png"])
+def test_of_a_path_that_leads_elsewhere_only_the_name_is_told(tmp_path, path):
+    layouts.jsonl([{"image": path, "id": "1"}], tmp_path / "records.jsonl")
+    layouts.dump([layouts.slake_row(1, "What?", "A", img_name=path)], tmp_path / "train.json")
+    layouts.dump([layouts.vqa_rad_row(1, "What?", "A", image_name=path)], tmp_path / "rad.json")
+    layouts.dump([layouts.omni_row("", "What?", ["A", "B"], "A", image_path=path)], tmp_path / "Demo.json")
+    assert {r.where for r in read(tmp_path, "auto")[0]} == {"records.jsonl:1 a.png", "train.json:a.png", "rad.json:a.png:train", "Demo.json:a.png"}
+
+
+def test_a_picture_in_place_of_its_path_is_not_told_whole(tmp_path):
+    file = layouts.jsonl([{"image": layouts.base64_text(1)}, {"image": "folder a/b.png"}], tmp_path / "records.jsonl")
+    long, short = (r.where for r in read(file, "records")[0])
+    assert len(long) < 300 and short == "records.jsonl:2 folder a/b.png"
