@@ -11,7 +11,7 @@ from corpus import vocabulary
 from corpus.readers import textfiles, tree
 from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, modality
 from corpus.readers.grouping import joined
-from corpus.readers.pictures import find
+from corpus.readers.pictures import cells, find
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
 
@@ -75,13 +75,13 @@ def _swallowed(lines: list[str], cells: list[str], width: int) -> bool:
 
 def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejection:
     try:
-        key, opener = find(row["image"], source.image_root or file.parent, source.max_pixels)
+        pictures = [find(cell, source.image_root or file.parent, source.max_pixels) for cell in cells(row["image"]) or [None]]
         turn, facts = choice(row["question"], {name: said for name, said in row.items() if re.fullmatch("[A-Z]", name)}, row.get("answer"), by_letter=True)
         return Record(
             id=place,
             where=place,
-            images=(opener,),
-            patient=key,
+            images=tuple(opener for _, opener in pictures),
+            patient=pictures[0][0],
             turns=(turn,) if turn else (),
             labels={"questions": [facts | kept(row, *_SLICES)] if turn else []} | damaged(*(turn or ())),
             left_out=0 if turn else 1,

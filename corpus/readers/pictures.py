@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import io
 import os
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +14,12 @@ from PIL import Image as Pillow
 
 from corpus import originals
 from corpus.readers.fields import NotARecord
+from corpus.readers.textfiles import parsed
 from corpus.record import Opener, Unreadable
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# Marks that paths have, and how base64 of PNG, JPEG, GIF, BMP, TIFF and WebP begins.
+_PATH_LIKE, _BASE64_LIKE = re.compile(r"[/\\.]"), re.compile(r"\s*(data:|iVBOR|/9j/|R0lG|Qk|SUkq|TU0A|UklG)")
 # Longer text is not a path on any file system in use.
 _LONGEST_PATH = 1024
 
@@ -110,8 +114,17 @@ def find(cell: object, root: Path, max_pixels: int) -> tuple[str, Opener]:
     raise NotARecord("no picture: neither a path nor encoded bytes")
 
 
+def cells(value: object) -> list:
+    """The pictures of a field that may have several: a list, as JSON too, or the only one."""
+    value = parsed(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
+    return [] if value is None or value == "" else [v for v in value if v] if isinstance(value, list) else [value]
+
+
 def _is_path(cell: str) -> bool:
-    return len(cell) <= _LONGEST_PATH and Path(cell.strip()).suffix.lower() in SUFFIXES
+    """Whether a text is a path: by its suffix, or because it looks like one and not like the beginning of a picture."""
+    if len(cell) > _LONGEST_PATH:
+        return False
+    return Path(cell.strip()).suffix.lower() in SUFFIXES or bool(_PATH_LIKE.search(cell) and not _BASE64_LIKE.match(cell))
 
 
 def _from_base64(cell: str) -> bytes:

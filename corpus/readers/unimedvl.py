@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from corpus.readers.fields import NotARecord, answer, kind, modality, text, words
-from corpus.readers.pictures import find
+from corpus.readers.pictures import cells, find
 from corpus.readers.source import Source
 from corpus.readers.textfiles import parsed
 from corpus.record import Record
@@ -28,7 +28,7 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
     Raises:
         MALFORMED (corpus.readers.fields): the row is not one.
     """
-    inputs, outputs = ([find(cell, root, source.max_pixels) for cell in _cells(row.get(name))] for name in ("input_img", "output_img"))
+    inputs, outputs = ([find(cell, root, source.max_pixels) for cell in cells(row.get(name))] for name in ("input_img", "output_img"))
     if not (inputs or outputs) and not _is_text(row):
         raise NotARecord("no picture, and it is no text-only row")
     turns, task = _turns(row.get("message")), (text(row.get("main_task_type")) or "").casefold()
@@ -57,11 +57,6 @@ def _is_text(row: dict) -> bool:
     """Whether a row without pictures is meant to have none."""
     task = (text(row.get("main_task_type")) or "text").casefold()
     return "text" in task and not any(word in task for word in _DRAWING) and "<image>" not in str(row.get("message"))
-
-
-def _cells(value: object) -> list:
-    value = parsed(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
-    return [] if value is None or value == "" else [v for v in value if v] if isinstance(value, list) else [value]
 
 
 def _turns(message: object) -> list[Turn]:

@@ -407,3 +407,12 @@ def test_a_picture_in_place_of_its_path_is_not_told_whole(tmp_path):
     file = layouts.jsonl([{"image": layouts.base64_text(1)}, {"image": "folder a/b.png"}], tmp_path / "records.jsonl")
     long, short = (r.where for r in read(file, "records")[0])
     assert len(long) < 300 and short == "records.jsonl:2 folder a/b.png"
+
+
+@pytest.mark.parametrize("path", ["images/a.jfif", "images/a", "a.JP2", r"images\a", "/images/a.dcm"])
+def test_a_path_without_a_usual_suffix_is_a_path(tmp_path, path):
+    layouts.jsonl([{"input_img": [path], "message": layouts.talk("What?", "A")}], tmp_path / "a.jsonl")
+    (record,), _ = read(tmp_path / "a.jsonl", "unimedvl-jsonl")
+    with pytest.raises(Unreadable) as error:
+        record.images[0]()
+    assert error.value.reason == "missing-image"

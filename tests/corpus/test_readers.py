@@ -1,6 +1,7 @@
 """Each reader over files in its published layout."""
 
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -213,3 +214,9 @@ def test_omni_med_vqa_with_an_answer_that_is_no_option(tmp_path):
     rows = [layouts.omni_row("a.png", "Which?", ["x", "y"], "z"), layouts.omni_row("a.png", "And?", [0.0, 1.0], 1), layouts.omni_row("a.png", "Well?", ["x", "y"], "x")]
     (record,), aside = read(layouts.dump(rows, tmp_path / "Demo.json"), "omni-med-vqa")
     assert len(record.turns) == 1 and [(r.where, r.reason) for r in aside] == [(f"Demo.json:{n}", "malformed-record") for n in (0, 1)]
+
+
+def test_gmai_mmbench_with_several_pictures(tmp_path):
+    both = json.dumps([layouts.base64_text(11), layouts.base64_text(12)])
+    (record,), (aside,) = read(layouts.gmai(tmp_path / "x.tsv", [layouts.gmai_row(0, 1, image=both), layouts.gmai_row(1, 1, image="[]")]), "gmai-mmbench")
+    assert same(record.images[0], 11) and same(record.images[1], 12) and len(record.turns) == 1 and aside.reason == "malformed-record"
