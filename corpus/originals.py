@@ -1,10 +1,12 @@
 """The bytes a picture came as: kept where nothing in it has to change, so that it is not coded a second time.
 
 Everything that is not needed to decode the pixels goes: EXIF, thumbnails, colour profiles, comments, text chunks,
-what follows the end of the picture.
+what follows the end of the picture, in a PNG also within its coded pixels. (In a JPEG those would have to be decoded again.)
 """
 
 import re
+import struct
+import zlib
 
 from PIL import Image as Pillow
 
@@ -15,6 +17,8 @@ _NEXT = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 # A picture's colours may be told from these two alone; of each only the standard's own bytes stay.
 _JFIF, _ADOBE = b"JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00", 12
 _PNG = b"\x89PNG\r\n\x1a\n"
+# Width, height, bit depth, colour type, two methods of which there is but one, interlacing.
+_HEADER, _RGB = struct.Struct(">IIBBBBB"), 2
 
 
 def mark(picture: Pillow.Image, data: bytes) -> Pillow.Image:
@@ -43,9 +47,21 @@ def _png(data: bytes) -> bytes | None:
         if kind in (b"IHDR", b"IDAT", b"IEND"):
             kept.append(data[at:end])
         if kind == b"IEND":
-            return b"".join(kept) if end <= len(data) else None
+            return b"".join(kept) if end <= len(data) and _is_full(kept[1], kept[2:-1]) else None
         at = end
     return None
+
+
+def _is_full(header: bytes, chunks: list[bytes]) -> bool:
+    """Whether the coded pixels end with the picture's last row, and the chunks with them."""
+    width, height, depth, colour, _, _, interlaced = _HEADER.unpack_from(header, 8)
+    expected = height * (1 + (width * depth * (3 if colour == _RGB else 1) + 7) // 8)
+    inflater = zlib.decompressobj()
+    try:
+        found = len(inflater.decompress(b"".join(chunk[8:-4] for chunk in chunks), expected + 1))
+    except zlib.error:
+        return False
+    return not interlaced and found == expected and inflater.eof and not inflater.unused_data
 
 
 def _jpeg(data: bytes) -> bytes | None:

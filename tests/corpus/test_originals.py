@@ -1,6 +1,7 @@
 """Pictures that need no change keep their coding, and nothing else of their file."""
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -64,3 +65,18 @@ def test_grey_stored_as_colour_is_grey():
     nearly = np.array(grey.convert("RGB"))
     nearly[1, 1, 2] ^= 1
     assert sample.pixel_hash(Image.fromarray(nearly)) != sample.pixel_hash(grey)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_nothing_hides_behind_the_rows_of_a_png(mode):
+    data = coded("PNG", mode)
+    start, end = data.index(b"IDAT") - 4, len(data) - 12
+    rows = zlib.decompress(data[start + 8 : end - 4])
+    assert originals.of(PictureBytes(data, 10**6)()) == data
+    for hidden in (data[start:end] + chunk(b"IDAT", SECRET), chunk(b"IDAT", data[start + 8 : end - 4] + SECRET), chunk(b"IDAT", zlib.compress(rows + SECRET, 0))):
+        picture = PictureBytes(data[:start] + hidden + data[end:], 10**6)()
+        assert SECRET not in sample.Image.encode(picture).data and originals.of(picture) is None
