@@ -36,7 +36,8 @@ def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rej
     asked: dict[str, list[Turn | None]] = {}
     for number, row in enumerate(parquet.rows(file, list(_COLUMNS))):
         try:
-            asked.setdefault(_key(row["image"]), []).append(turn(row["question"], row["answer"]))
+            key, question = _key(row["image"]), turn(row["question"], row["answer"])
+            asked.setdefault(key, []).append(question)
         except NotARecord as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
     split = vocabulary.split(re.split(r"[-_.]", file.name)[0])

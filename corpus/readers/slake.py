@@ -34,7 +34,8 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
     by_picture: dict[str, list[tuple[dict, Turn | None]]] = {}
     for number, row in enumerate(textfiles.json_rows(file)):
         try:
-            by_picture.setdefault(_name(row), []).append((row, _turn(row, source)))
+            name, asked = _name(row), _turn(row, source)
+            by_picture.setdefault(name, []).append((row, asked))
         except MALFORMED as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
     for picture, rows in by_picture.items():

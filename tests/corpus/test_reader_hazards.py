@@ -317,11 +317,20 @@ def test_a_list_of_one_is_that_one_and_a_question_without_an_answer_is_counted(t
 
 @pytest.mark.parametrize("format", ["vqa-rad", "path-vqa"])
 def test_lists_and_pictures_that_are_not_there_in_parquet(tmp_path, format):
-    rows = [{"image": layouts.encoded(0), "question": f"Where {n}?", "answer": said} for n, said in enumerate([["right"], ["no", "none"], None])]
-    (record,), (aside,) = read(layouts.table(rows, tmp_path / format / "train-0.parquet"), format)
-    assert [t.answer for t in record.turns] == ["right"] and record.left_out == 1 and (aside.where, aside.reason) == ("train-0.parquet:1", "malformed-record")
+    answers = [(0, ["right"]), (0, ["no", "none"]), (0, None), (1, ["no", "none"])]
+    rows = [{"image": layouts.encoded(n), "question": "Where?", "answer": said} for n, said in answers]
+    (record,), aside = read(layouts.table(rows, tmp_path / format / "train-0.parquet"), format)
+    assert [t.answer for t in record.turns] == ["right"] and record.left_out == 1
+    assert [(r.where, r.reason) for r in aside] == [(f"train-0.parquet:{n}", "malformed-record") for n in (1, 3)]
     rows = [{"image": {"bytes": None, "path": None}, "question": "What?", "answer": said} for said in ("one", "two")]
     assert [r.where for r in read(layouts.table(rows, tmp_path / format / "test-0.parquet"), format)[1]] == ["test-0.parquet:0", "test-0.parquet:1"]
+
+
+@pytest.mark.parametrize("format, row", [("slake", layouts.slake_row), ("vqa-rad", layouts.vqa_rad_row)])
+def test_a_picture_of_which_nothing_is_left_is_told_once(tmp_path, format, row):
+    file = layouts.dump([row(1, "Where?", ["a", "b"]), row(2, "Where?", "There.")], tmp_path / "train.json")
+    records, aside = read(file, format)
+    assert len(records) == 1 and [(r.where, r.detail) for r in aside] == [("train.json:0", "not a record: a list or mapping where a text belongs")]
 
 
 def test_a_caption_of_several_is_told(tmp_path):
