@@ -75,7 +75,7 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
         questions = fields.get("qa") or []
         spoken = [q for q in questions if (q.get("lang") or "en") in source.languages]
         turns = tuple(t for q in spoken if (t := turn(q.get("question"), q.get("answer"), q.get("answer_type") or "OPEN")))
-        said = source.known(**{name: fields.get(name) for name in ("modality", "license", "attribution", "split")})
+        said = source.known(**{name: text(fields.get(name)) for name in ("modality", "license", "attribution", "split")})
         return Record(
             id=identifier,
             where=f"{where} {shown(picture)}",
@@ -85,7 +85,7 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
             turns=turns,
             labels=(fields.get("labels") or {}) | damaged(fields),
             left_out=len(questions) - len(turns),
-            **said | {"source": str(fields.get("source") or source.name), "attribution": str(said["attribution"])},
+            **said | {"source": text(fields.get("source")) or source.name},
         )
     except MALFORMED as error:
         return malformed(source, where, error)

@@ -49,7 +49,7 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
         patient=str(row.get("patient") or first),
         labels=said | noted,
         **content,
-        **source.known(modality=modality(row.get("modality")), **{name: row.get(name) for name in ("license", "attribution", "split")}),
+        **source.known(modality=modality(row.get("modality")), **{name: text(row.get(name)) for name in ("license", "attribution", "split")}),
     )
 
 

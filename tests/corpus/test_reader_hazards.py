@@ -425,3 +425,9 @@ def test_a_path_without_a_usual_suffix_is_a_path(tmp_path, path):
     with pytest.raises(Unreadable) as error:
         record.images[0]()
     assert error.value.reason == "missing-image"
+
+
+def test_a_number_is_an_attribution(tmp_path):
+    layouts.table([{"input_img": layouts.base64_text(0), "message": layouts.talk("What?", "A"), "attribution": 5}], tmp_path / "a.parquet")
+    layouts.jsonl([{"image": "a.png", "caption": "CT.", "attribution": ["me"], "source": 7}], tmp_path / "records.jsonl")
+    assert {(r.source, r.attribution) for r in read(tmp_path, "auto")[0]} == {("here", "5"), ("7", "me")}
