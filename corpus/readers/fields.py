@@ -36,9 +36,11 @@ def words(value: object) -> str:
     Raises:
         NotARecord: it is several things, or a mapping.
     """
-    if isinstance(value, list | tuple) and len(value) <= 1:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)) and len(value) <= 1:
         value = value[0] if value else None
-    if isinstance(value, list | tuple | dict):
+    if isinstance(value, (list, tuple, dict)):
         raise NotARecord("a list or mapping where a text belongs")
     if isinstance(value, bytes):
         return value.decode(errors="replace")
