@@ -48,7 +48,8 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
 def _name(row: dict) -> str:
     if not (isinstance(row["img_name"], str) and row["img_name"].strip()):
         raise NotARecord("no picture: `img_name` is not a path")
-    return row["img_name"].strip()
+    # The picture's folder is its patient, on Windows too.
+    return row["img_name"].strip().replace("\\", "/")
 
 
 def _turn(row: dict, source: Source) -> Turn | None:

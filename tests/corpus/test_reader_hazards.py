@@ -123,6 +123,13 @@ def test_chinese_paths_and_blanks_in_folder_names(tmp_path):
     assert len(records) == 2 and all(r.images[0]().size == (96, 96) for r in records)
 
 
+def test_slake_with_windows_paths_keeps_patients_and_boxes(tmp_path):
+    text = (layouts.slake(tmp_path) / "train.json").read_text()
+    (tmp_path / "train.json").write_text(text.replace("/source", r"\\source"))
+    _, chest, _, _ = read(tmp_path, "slake")[0]
+    assert chest.patient == "xmlab1" and chest.labels["boxes"]
+
+
 def test_boxes_without_an_area_are_left_out(tmp_path):
     layouts.slake(tmp_path)
     (tmp_path / "imgs/xmlab2/detection.json").write_text("[{]")
