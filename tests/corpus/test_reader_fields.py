@@ -1,0 +1,157 @@
+"""Fields of tables that are not as they should be: lists for texts, broken text, paths from elsewhere, labels that are none."""
+
+import json
+
+import numpy as np
+import pytest
+
+from corpus.record import Unreadable
+from tests.corpus import layouts
+from tests.corpus.test_readers import read
+
+MANY = [["no", "none"], {"text": "yes"}, [["yes"]], [{"type": "text", "text": "yes"}]]
+
+
+def _with_answers(root, format, answers):
+    """A file in which the questions about one picture have these answers, then "right"."""
+    answers = [*answers, "right"]
+    questions = [{"question": f"Where {n}?", "answer": said} for n, said in enumerate(answers)]
+    makers = {
+        "records": lambda: layouts.jsonl([{"image": "a.png", "qa": [said]} for said in questions], root / "records.jsonl"),
+        "unimedvl-jsonl": lambda: layouts.jsonl([{"input_img": ["a.png"], "message": layouts.talk("Where?", said)} for said in answers], root / "a.jsonl"),
+        "slake": lambda: layouts.dump([layouts.slake_row(1, **said) for said in questions], root / "train.json"),
+        "vqa-rad": lambda: layouts.dump([layouts.vqa_rad_row(1, **said) for said in questions], root / "rad.json"),
+        "omni-med-vqa": lambda: layouts.dump([layouts.omni_row("a.png", "Where?", ["right", "left"], said) for said in answers], root / "Demo.json"),
+    }
+    return makers[format]()
+
+
+@pytest.mark.parametrize("format", ["records", "unimedvl-jsonl", "slake", "vqa-rad", "omni-med-vqa"])
+def test_a_list_is_no_text(tmp_path, format):
+    records, aside = read(_with_answers(tmp_path, format, MANY), format)
+    assert [t.answer for r in records for t in r.turns] == ["right"]
+    assert [r.reason for r in aside] == ["malformed-record"] * len(MANY) and "a list or mapping where a text belongs" in aside[0].detail
+
+
+@pytest.mark.parametrize("format", ["records", "unimedvl-jsonl", "slake", "vqa-rad", "omni-med-vqa"])
+def test_a_list_of_one_is_that_one_and_a_question_without_an_answer_is_counted(tmp_path, format):
+    records, aside = read(_with_answers(tmp_path, format, [["right"], [], None, "-"]), format)
+    assert not aside and [t.answer for r in records for t in r.turns] == ["right", "right"] and sum(r.left_out for r in records) == 3
+
+
+@pytest.mark.parametrize("format", ["vqa-rad", "path-vqa"])
+def test_lists_and_pictures_that_are_not_there_in_parquet(tmp_path, format):
+    answers = [(0, ["right"]), (0, ["no", "none"]), (0, None), (1, ["no", "none"])]
+    rows = [{"image": layouts.encoded(n), "question": "Where?", "answer": said} for n, said in answers]
+    (record,), aside = read(layouts.table(rows, tmp_path / format / "train-0.parquet"), format)
+    assert [t.answer for t in record.turns] == ["right"] and record.left_out == 1
+    assert [(r.where, r.reason) for r in aside] == [(f"train-0.parquet:{n}", "malformed-record") for n in (1, 3)]
+    rows = [{"image": {"bytes": None, "path": None}, "question": "What?", "answer": said} for said in ("one", "two")]
+    assert [r.where for r in read(layouts.table(rows, tmp_path / format / "test-0.parquet"), format)[1]] == ["test-0.parquet:0", "test-0.parquet:1"]
+
+
+@pytest.mark.parametrize("format, row", [("slake", layouts.slake_row), ("vqa-rad", layouts.vqa_rad_row)])
+def test_a_picture_of_which_nothing_is_left_is_told_once(tmp_path, format, row):
+    file = layouts.dump([row(1, "Where?", ["a", "b"]), row(2, "Where?", "There.")], tmp_path / "train.json")
+    records, aside = read(file, format)
+    assert len(records) == 1 and [(r.where, r.detail) for r in aside] == [("train.json:0", "not a record: a list or mapping where a text belongs")]
+
+
+def test_a_caption_of_several_is_told(tmp_path):
+    rows = [{"image": "a.png", "caption": ["CT.", "A CT."]}, {"image": "a.png", "caption": ["CT."]}]
+    (record,), (aside,) = read(layouts.jsonl(rows, tmp_path / "records.jsonl"), "records")
+    assert record.caption == "CT." and aside.reason == "malformed-record"
+
+
+@pytest.mark.parametrize("format", ["records", "unimedvl-jsonl", "unimed-5m", "slake", "vqa-rad", "omni-med-vqa"])
+def test_half_a_surrogate_pair_is_an_undecodable_character(tmp_path, format):
+    if format == "unimed-5m":
+        file = layouts.table([{"input_img": "a.png", "message": json.dumps(layouts.talk("Where?", "on the \ud83d right"))}], tmp_path / "a.parquet")
+    else:
+        file = _with_answers(tmp_path, format, [])
+        file.write_text(file.read_text().replace('"right"', r'"on the \ud83d right"'))
+    record = read(file, format)[0][0]
+    told = json.dumps([record.turns, record.labels, record.patient, record.id, record.where], ensure_ascii=False)
+    assert told.encode() and record.turns[0].answer == "on the \ufffd right" and record.labels["undecodable_characters"] >= 1
+
+
+def test_half_a_surrogate_pair_in_other_fields(tmp_path):
+    row = {"image": "\udc00.png", "id": "\ud83d", "labels": {"\ud83d": ["\ud83d"]}, "caption": "A whole one: \U0001f600."}
+    (record,), _ = read(layouts.jsonl([row], tmp_path / "records.jsonl"), "records")
+    assert (record.id, record.patient, record.caption) == ("\ufffd", "\ufffd", row["caption"]) and record.labels == {"\ufffd": ["\ufffd"], "undecodable_characters": 4}
+    assert record.where == "records.jsonl:1 \ufffd.png"
+
+
+def test_bytes_that_are_not_utf8_in_parquet(tmp_path):
+    rows = [{"image": {"bytes": layouts.encoded(n), "path": "a.png"}, "question": "What?", "answer": "37 Q"} for n in (7, 8)]
+    file = layouts.table(rows, tmp_path / "path-vqa" / "test-0.parquet")
+    file.write_bytes(file.read_bytes().replace(b"37 Q", b"37 \xb0"))
+    records, aside = read(file, "path-vqa")
+    assert not aside and [r.turns[0].answer for r in records] == ["37 \ufffd"] * 2 and records[0].labels == {"undecodable_characters": 1}
+    file = layouts.table([{"input_img": [{"path": "Q.png"}], "message": layouts.talk("What?", "37 Q")}], tmp_path / "a.parquet")
+    file.write_bytes(file.read_bytes().replace(b"37 Q", b"37 \xb0"))
+    assert read(file, "unimed-5m")[0][0].turns[0].answer == "37 \ufffd"
+
+
+def test_neither_a_patient_nor_a_group_is_split(tmp_path):
+    said = [{"patient": "P2", "group": "G"}, {"patient": "P1", "group": "G"}, {"patient": "P1"}, {"group": "G"}, {"patient": "P2", "group": "H"}, {"group": "H"}, {"patient": "P3"}, {"group": "P1"}, {"patient": "P4", "group": None}]
+    file = layouts.jsonl([{"image": f"{n}.png"} | row for n, row in enumerate(said)], tmp_path / "records.jsonl")
+    assert [r.patient for r in read(file, "records")[0]] == ["P1"] * 6 + ["P3", "P1", "P4"]
+
+
+@pytest.mark.parametrize("stray", [(0,), (3,), (0, 1), (1, 3)])
+def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, stray):
+    rows = [layouts.gmai_row(n, n, question="Q") for n in range(4)] + [layouts.gmai_row(4, 4, question='What\tis "this"\nthen?'), layouts.gmai_row(5, 5, split="VAL\n")]
+    lines = layouts.gmai(tmp_path / "VAL.tsv", rows).read_text().splitlines(keepends=True)
+    (tmp_path / "VAL.tsv").write_text("".join(line.replace("\tQ\t", '\t"Q\t') if n - 1 in stray else line for n, line in enumerate(lines)))
+    records, aside = read(tmp_path / "VAL.tsv", "gmai-mmbench")
+    assert not aside and [r.labels["questions"][0]["question"] for r in records] == ['"Q' if n in stray else "Q" for n in range(4)] + ['What is "this" then?', "What is shown?"]
+
+
+def test_a_bad_split_of_medmnist_is_told_and_the_others_are_read(tmp_path):
+    images, labels = np.zeros((2, 28, 28), np.uint8), np.array([[0], [1]])
+    odd = {"val_images": np.array([None, None]), "val_labels": labels, "test_images": images, "extra_images": images, "extra_labels": labels}
+    np.savez(tmp_path / "pneumoniamnist.npz", train_images=images, train_labels=labels, **odd)
+    records, aside = read(tmp_path, "med-mnist")
+    told = {r.where.split(":")[1]: r.detail for r in aside if r.reason == "unreadable-file"}
+    assert len(records) == 2 and told == {"val": "val_images cannot be read (ValueError)", "test": "a split without labels", "extra": "arrays of no known split"}
+    np.savez(tmp_path / "pneumoniamnist.npz", train_images=images, train_labels=labels[:1], validation_images=images, validation_labels=labels)
+    records, aside = read(tmp_path, "med-mnist")
+    assert [r.split for r in records] == ["val", "val"] and [r.reason for r in aside] == ["unreadable-file", "altered-mirror"]
+
+
+def test_a_finding_is_there_or_not(tmp_path):
+    labels = np.array([[0] * 14, [1] * 14, [2] * 14])
+    np.savez(tmp_path / "chestmnist.npz", train_images=np.zeros((3, 28, 28), np.uint8), train_labels=labels)
+    records, aside = read(tmp_path, "med-mnist")
+    assert len(records) == 2 and [(r.where, r.reason) for r in aside[1:]] == [("chestmnist.npz:train:2", "malformed-record")]
+
+
+@pytest.mark.parametrize("path", [r"C:\Users\Jane Doe\a.png", "C:/Users/Jane Doe/a.png", r"\\Jane Doe\a.png", "/home/Jane Doe/a.png", "~Jane Doe/a.png", "x/../../Jane Doe/a.png", r"x\..\..\Jane Doe\a.png", "file:///Jane Doe/a.png"])
+def test_of_a_path_that_leads_elsewhere_only_the_name_is_told(tmp_path, path):
+    layouts.jsonl([{"image": path, "id": "1"}], tmp_path / "records.jsonl")
+    layouts.dump([layouts.slake_row(1, "What?", "A", img_name=path)], tmp_path / "train.json")
+    layouts.dump([layouts.vqa_rad_row(1, "What?", "A", image_name=path)], tmp_path / "rad.json")
+    layouts.dump([layouts.omni_row("", "What?", ["A", "B"], "A", image_path=path)], tmp_path / "Demo.json")
+    assert {r.where for r in read(tmp_path, "auto")[0]} == {"records.jsonl:1 a.png", "train.json:a.png", "rad.json:a.png:train", "Demo.json:a.png"}
+
+
+def test_a_picture_in_place_of_its_path_is_not_told_whole(tmp_path):
+    file = layouts.jsonl([{"image": layouts.base64_text(1)}, {"image": "folder a/b.png"}], tmp_path / "records.jsonl")
+    long, short = (r.where for r in read(file, "records")[0])
+    assert len(long) < 300 and short == "records.jsonl:2 folder a/b.png"
+
+
+@pytest.mark.parametrize("path", ["images/a.jfif", "images/a", "a.JP2", r"images\a", "/images/a.dcm"])
+def test_a_path_without_a_usual_suffix_is_a_path(tmp_path, path):
+    layouts.jsonl([{"input_img": [path], "message": layouts.talk("What?", "A")}], tmp_path / "a.jsonl")
+    (record,), _ = read(tmp_path / "a.jsonl", "unimedvl-jsonl")
+    with pytest.raises(Unreadable) as error:
+        record.images[0]()
+    assert error.value.reason == "missing-image"
+
+
+def test_a_number_is_an_attribution(tmp_path):
+    layouts.table([{"input_img": layouts.base64_text(0), "message": layouts.talk("What?", "A"), "attribution": 5}], tmp_path / "a.parquet")
+    layouts.jsonl([{"image": "a.png", "caption": "CT.", "attribution": ["me"], "source": 7}], tmp_path / "records.jsonl")
+    assert {(r.source, r.attribution) for r in read(tmp_path, "auto")[0]} == {("here", "5"), ("7", "me")}
