@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from corpus.readers.pictures import SUFFIXES
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
 
@@ -55,7 +56,8 @@ def read_each(source: Source, recognises: Callable[[Path], bool], read_file: Rea
     """
     found = False
     for file in walk(source.path):
-        if closed := unread(file, source):
+        # What is wrong with a picture is told of the record that names it.
+        if file.suffix.lower() not in SUFFIXES and (closed := unread(file, source)):
             yield closed
         elif not source.path.is_dir() or (os.path.isfile(file) and recognises(file)):
             found = True
