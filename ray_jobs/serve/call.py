@@ -57,6 +57,13 @@ class Call:
         self.images, self.image_size = len(pictures), _size(pictures[0]) if pictures else None
 
     def receive(self, chunk: dict) -> None:
+        """Keep a chunk of the answer.
+
+        Raises:
+            ApiError: 400, the model's context does not hold the prompt.
+        """
+        if "refusal" in chunk:
+            raise ApiError(400, chunk["refusal"], "context_length_exceeded", "messages")
         if "usage" in chunk:
             self.usage, self.embedding = chunk["usage"], chunk["embedding"]
             return

@@ -3,12 +3,19 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
 from ray import serve
 
 from ray_jobs.serve.params import ServingParams
+from ray_jobs.serve.stops import Stops
+
+if TYPE_CHECKING:
+    from model import UniMedVL
 
 PREDICTOR = "Predictor"
+# More than words ever take: a text this long for its tokens is no text.
+CHARACTERS_A_TOKEN = 16
 
 
 def app_name(version: str) -> str:
@@ -34,32 +41,52 @@ class Predictor:
         self.model.chat(["warm up"], max_new_tokens=1)
 
     async def chat(self, parts: list[str | bytes], options: dict) -> AsyncIterator[dict]:
-        """Chunks {text, logprob, finish_reason}, then one {usage, embedding}."""
+        """Chunks {text, logprob, finish_reason}, then one {usage, embedding}; only {refusal} where the network cannot hold it."""
         inputs = _pictures(parts)
+        # Not in turn: a long text is counted while others are answered.
+        prompt_tokens, refusal = await asyncio.to_thread(fitting, self.model, inputs, options["max_new_tokens"])
+        if refusal:
+            # As data: an exception would leave its trace, and Ray's, in the log for what is the caller's own doing.
+            yield {"refusal": refusal}
+            return
+        stops, tokens = Stops(options.pop("stop")), 0
         stream = self.model.stream_chat(inputs, **options)
-        tokens = 0
         while True:
             async with self.turn:
                 chunk = await asyncio.to_thread(next, stream, None)
             if chunk is None:
                 break
             tokens += 1
-            yield {"text": chunk.text, "logprob": chunk.logprob, "finish_reason": chunk.finish_reason}
+            text, stopped = stops.passed(chunk.text, last=chunk.finish_reason is not None)
+            yield {"text": text, "logprob": chunk.logprob, "finish_reason": "stop" if stopped else chunk.finish_reason}
+            if stopped:
+                break
         async with self.turn:
-            summary = await asyncio.to_thread(self._summary, inputs)
-        yield {"usage": {"prompt_tokens": summary["prompt_tokens"], "completion_tokens": tokens}, "embedding": summary["embedding"]}
+            embedding = await asyncio.to_thread(self._embedding, inputs)
+        yield {"usage": {"prompt_tokens": prompt_tokens, "completion_tokens": tokens}, "embedding": embedding}
 
     async def draw(self, parts: list[str | bytes], options: dict, count: int) -> list[bytes]:
         """PNG files of `count` images, seeds counting up from the given one."""
-        seeds = [options.pop("seed") + i for i in range(count)]
+        first = options.pop("seed")
+        seeds = [first + i for i in range(count)]
         async with self.turn:
             images = await asyncio.to_thread(self.model.draw_batch, [_pictures(parts)] * count, seeds=seeds, **options)
         return [_png(image) for image in images]
 
-    def _summary(self, inputs: list) -> dict:
+    def _embedding(self, inputs: list) -> list[float] | None:
         images = [part for part in inputs if not isinstance(part, str)]
-        embedding = self.model.embed(images[:1])[0].tolist() if images else None
-        return {"prompt_tokens": self.model.count_tokens(inputs), "embedding": embedding}
+        return self.model.embed(images[:1])[0].tolist() if images else None
+
+
+def fitting(model: "UniMedVL", inputs: list, room: int) -> tuple[int, str | None]:
+    """Tokens of a prompt, and why it and `room` tokens of answer exceed the network's positions (None: they do not)."""
+    limit = model.config.llm.max_position_embeddings
+    # What no tokenizer could make fit is not given to one.
+    least = sum(2 + len(part) // CHARACTERS_A_TOKEN for part in inputs if isinstance(part, str))
+    tokens = least if least + room > limit else model.count_tokens(inputs)
+    if tokens + room > limit:
+        return tokens, f"the model's context is {limit:,} tokens; the prompt takes at least {tokens:,} and the answer up to {room}; shorten the messages"
+    return tokens, None
 
 
 def build(args: dict) -> serve.Application:

@@ -70,7 +70,7 @@ class Router:
             asked: ChatRequest = parse(ChatRequest, await self._body(request))
             parts = asked.parts(self.limits)
             call.route_to(self._arm(asked.model, asked.user or call.id), parts)
-            options = {"max_new_tokens": asked.token_limit(self.limits), "temperature": asked.temperature, "seed": asked.seed}
+            options = {"max_new_tokens": asked.token_limit(self.limits), "temperature": asked.temperature, "seed": asked.seed, "stop": asked.stop}
             events = self._events(call, self.handles[call.arm["version"]].options(stream=True).chat.remote(parts, options))
             first = await anext(events)
             if asked.stream:
@@ -98,7 +98,8 @@ class Router:
 
     def authorise(self, request: Request) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), self.key):
+        # Without a key of its own the endpoint knows nobody; an empty one would equal an empty token.
+        if scheme.lower() != "bearer" or not self.key or not hmac.compare_digest(token.encode(), self.key):
             raise ApiError(401, "Incorrect API key provided; send it as `Authorization: Bearer …`", "invalid_api_key")
 
     async def _body(self, request: Request) -> bytes:

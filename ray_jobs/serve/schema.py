@@ -1,22 +1,32 @@
 """The part of OpenAI's request schema the endpoint understands, and how it becomes model input."""
 
 import base64
-import binascii
 import io
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ray_jobs.serve.errors import ApiError
 from ray_jobs.serve.params import ServingParams
 
 Parts = list[str | bytes]
 MODEL_ALIAS = "unimedvl"
+# Below it the most likely token is all but certain, and far below it the scaled logits are no longer numbers.
+LEAST_TEMPERATURE = 1e-4
+# Sides of drawn pictures are multiples of what one latent token covers.
+LATENT_PX = 16
+# Torch's generators take no more; drawings count up from it.
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 class _Request(BaseModel):
     # Clients send many fields that change nothing here (user, metadata …): they are accepted.
     model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, given: Any) -> Any:
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
 
 class ImageUrl(_Request):
@@ -38,8 +48,12 @@ class StreamOptions(_Request):
     include_usage: bool = False
 
 
+class ResponseFormat(_Request):
+    type: Literal["text"] = "text"
+
+
 class ChatRequest(_Request):
-    """`POST /v1/chat/completions`."""
+    """`POST /v1/chat/completions`. Of what would change an answer and is not done here, the fields know only the harmless values."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -48,9 +62,23 @@ class ChatRequest(_Request):
     temperature: float = Field(0.0, ge=0, le=2)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    seed: int = 0
+    seed: Seed = 0
+    stop: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field([], max_length=4)
     n: Literal[1] = 1
+    tool_choice: Literal["none", "auto"] = "auto"
+    response_format: ResponseFormat = ResponseFormat()
+    logprobs: Literal[False] = False
     user: str | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_several(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("temperature")
+    @classmethod
+    def _greedy_if_tiny(cls, temperature: float) -> float:
+        return temperature if temperature >= LEAST_TEMPERATURE else 0.0
 
     def parts(self, limits: ServingParams) -> Parts:
         """Texts and encoded images of all messages, in order; the network has no role template."""
@@ -72,19 +100,20 @@ class ImageRequest(_Request):
     model: str = MODEL_ALIAS
     prompt: str = Field(min_length=1, max_length=1024)
     n: int = Field(1, ge=1)
-    size: str = "auto"
+    size: str = Field("auto", max_length=16)
     response_format: Literal["b64_json"] = "b64_json"
-    seed: int = 0
+    seed: Seed = 0
     user: str | None = None
 
     def pixels(self, limits: ServingParams) -> tuple[int, int] | None:
         """(width, height), or None for the model's own size."""
         if self.size == "auto":
             return None
-        width, _, height = self.size.partition("x")
-        if not (width.isdecimal() and height.isdecimal() and 16 <= int(width) <= limits.max_draw_size and 16 <= int(height) <= limits.max_draw_size):
-            raise ApiError(400, f"size must be 'auto' or WIDTHxHEIGHT with sides of 16 to {limits.max_draw_size} px", "invalid_size", "size")
-        return int(width), int(height)
+        sides, allowed = self.size.split("x"), range(LATENT_PX, limits.max_draw_size + 1, LATENT_PX)
+        if not (len(sides) == 2 and all(side.isdecimal() and int(side) in allowed for side in sides)):
+            raise ApiError(400, f"size must be 'auto' or WIDTHxHEIGHT with sides of {LATENT_PX} to {limits.max_draw_size} px, multiples of {LATENT_PX}", "invalid_size", "size")
+        width, height = map(int, sides)
+        return width, height
 
 
 def parse(model: type[BaseModel], payload: bytes) -> Any:
@@ -114,7 +143,7 @@ def _data_url(url: str) -> bytes:
         raise ApiError(400, "images must be data: URLs with base64 content; the endpoint does not fetch links", "invalid_image_url", "messages")
     try:
         return base64.b64decode(data, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise ApiError(400, "the image is not valid base64", "invalid_image", "messages") from None
 
 
