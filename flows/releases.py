@@ -115,8 +115,12 @@ def _next_tag(releases: list[dict]) -> str:
 
 
 def all_releases(store) -> list[dict]:
-    """All releases, oldest first."""
-    records = [store.get_json(entry.key) for entry in store.list("releases/")]
+    """All releases, oldest first.
+
+    Raises:
+        CorruptObject: the record of one is damaged.
+    """
+    records = [store.get_json(entry.key, ("tag", "created_at")) for entry in store.list("releases/")]
     return sorted(records, key=lambda r: (r["created_at"], int(r["tag"].rsplit(".", 1)[1])))
 
 

@@ -70,10 +70,8 @@ def _take_cooldown(params: DriftParams) -> bool:
     """True for the one caller that may start a retraining in this cooldown."""
     store, now = log_store(), datetime.now(UTC)
     try:
-        current, etag = store.get_with_etag(COOLDOWN_KEY)
-        import json
-
-        if now < datetime.fromisoformat(json.loads(current)["until"]):
+        current, etag = store.get_json_with_etag(COOLDOWN_KEY, ("until",))
+        if now < datetime.fromisoformat(current["until"]):
             return False
         condition = {"if_match": etag}
     except MissingObject:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from infra.records import digest, file_sha256, utc_now
@@ -13,6 +13,7 @@ from infra.settings import get_settings
 from infra.store import MissingObject, ObjectStore, PreconditionFailed, model_store
 
 MANIFEST = "manifest.json"
+ALIAS_FIELDS = ("name", "version", "previous", "updated_at")
 
 
 class CorruptModel(OSError):
@@ -85,14 +86,19 @@ class ModelRegistry:
     def get(self, version: str) -> ModelVersion:
         """Raises MissingObject for an unknown version."""
         try:
-            return ModelVersion(**self.store.get_json(f"versions/{version}/{MANIFEST}"))
+            return self._manifest(f"versions/{version}/{MANIFEST}")
         except MissingObject:
-            raise MissingObject(f"no model version {version!r}; `unimed models list` shows those there are") from None
+            raise _unknown(version) from None
 
     def list(self) -> list[ModelVersion]:
         """All versions, oldest first."""
         keys = [entry.key for entry in self.store.list("versions/") if entry.key.count("/") == 2 and entry.key.endswith(f"/{MANIFEST}")]
-        return sorted((ModelVersion(**self.store.get_json(key)) for key in keys), key=lambda v: v.created_at)
+        return sorted(map(self._manifest, keys), key=lambda v: v.created_at)
+
+    def _manifest(self, key: str) -> ModelVersion:
+        names = [field.name for field in fields(ModelVersion)]
+        found = self.store.get_json(key, names)
+        return ModelVersion(**{name: found[name] for name in names})
 
     def fetch(self, version: str, cache_dir: Path | None = None) -> Path:
         """The version's folder on local disk, every file checked against the manifest.
@@ -138,7 +144,7 @@ class ModelRegistry:
     def records(self, version: str, kind: str = "") -> list[dict]:
         """Records of a version, oldest first."""
         found = self.store.list(f"versions/{version}/records/{kind}")
-        return sorted((self.store.get_json(entry.key) for entry in found), key=lambda r: r["at"])
+        return sorted((self.store.get_json(entry.key, ("kind", "at")) for entry in found), key=lambda r: r["at"])
 
     def attach(self, version: str, path: Path, name: str) -> None:
         """Keep a file beside the version, such as its reference window."""
@@ -150,10 +156,10 @@ class ModelRegistry:
     def alias(self, name: str) -> Alias | None:
         """The alias, or None where it was never set."""
         try:
-            data, etag = self.store.get_with_etag(f"aliases/{name}.json")
+            found, etag = self.store.get_json_with_etag(f"aliases/{name}.json", ALIAS_FIELDS)
         except MissingObject:
             return None
-        return Alias(etag=etag, **json.loads(data))
+        return Alias(etag=etag, **{field: found[field] for field in ALIAS_FIELDS})
 
     def aliases(self) -> dict[str, str]:
         """{name: version} of all aliases."""
@@ -166,6 +172,9 @@ class ModelRegistry:
         Raises:
             MissingObject: it is neither.
         """
+        # Not every word can be part of a key: where it holds "..", the store refuses to look at all.
+        if not re.fullmatch(r"[\w-]+", name):
+            raise _unknown(name)
         alias = self.alias(name)
         return alias.version if alias else self.get(name).id
 
@@ -226,3 +235,7 @@ class ModelRegistry:
     def mark_candidate(self, version: str) -> None:
         """Point `candidate` at a version that waits for the gate."""
         self._point("candidate", version)
+
+
+def _unknown(version: str) -> MissingObject:
+    return MissingObject(f"no model version {version!r}; `unimed models list` shows those there are")

@@ -4,7 +4,7 @@ import json
 import mimetypes
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,13 @@ class MissingObject(KeyError):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+class CorruptObject(ValueError):
+    """An object is there and is not what was once written under its key."""
+
+    def __init__(self, bucket: str, key: str, why: object):
+        super().__init__(f"{key!r} in bucket {bucket!r} is damaged ({why}): put an earlier copy back, or delete it where it can be made again")
 
 
 class PreconditionFailed(RuntimeError):
@@ -130,8 +137,24 @@ class ObjectStore:
             return None
         return etag if there == data else None
 
-    def get_json(self, key: str) -> dict:
-        return json.loads(self.get(key))
+    def get_json(self, key: str, fields: Collection[str] = ()) -> dict:
+        """An object's JSON; with `fields` it is a record that has them.
+
+        Raises:
+            CorruptObject: it is not that.
+        """
+        return self.get_json_with_etag(key, fields)[0]
+
+    def get_json_with_etag(self, key: str, fields: Collection[str] = ()) -> tuple[dict, str]:
+        """The same as `get_json`, and the object's etag."""
+        data, etag = self.get_with_etag(key)
+        try:
+            found = json.loads(data)
+        except ValueError as error:
+            raise CorruptObject(self.bucket, key, error) from None
+        if fields and not (isinstance(found, dict) and found.keys() >= set(fields)):
+            raise CorruptObject(self.bucket, key, f"no record of {', '.join(fields)}")
+        return found, etag
 
     def put_json(self, key: str, obj: object, **condition) -> str:
         return self.put(key, json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False).encode(), **condition)

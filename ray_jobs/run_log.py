@@ -15,7 +15,6 @@ window. A log line every 20 steps makes 13,750 rows of metrics in 28 parts, 2 MB
 again at most every 60 s (samples) or 3 s (the rest) and only if something was added.
 """
 
-import json
 import math
 import queue
 import socket
@@ -28,13 +27,14 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import accumulate, groupby, pairwise
 
-from infra.store import MissingObject, ObjectStore, log_store
+from infra.store import CorruptObject, MissingObject, ObjectStore, log_store
 from ray_jobs import run_parts, tracker
 from ray_jobs.run_parts import OpenPart
 
 CAPACITY = 20_000
 SAMPLES_EVERY_S, OTHERS_EVERY_S = 60.0, 3.0
 RETRY_S, TICK_S = 1.0, 0.1
+ABOUT = ("stage", "begun_at", "attempts")
 RESERVED = ("step", "at", "recorded")
 
 
@@ -179,12 +179,15 @@ class RunLog:
 
     def _write_about(self, about: dict, attempt: dict) -> None:
         """Make run.json, or add this start to it. A start is added once, however often that is tried."""
-        key = f"training/{self.run}/run.json"
+        key, new = f"training/{self.run}/run.json", {**about, "run": self.run, "begun_at": attempt["begun_at"], "attempts": []}
         try:
-            found, etag = self.store.get_with_etag(key)
-            known, condition = json.loads(found), {"if_match": etag}
+            known, etag = self.store.get_json_with_etag(key, ABOUT)
+            condition = {"if_match": etag}
         except MissingObject:
-            known, condition = {**about, "run": self.run, "begun_at": attempt["begun_at"], "attempts": []}, {"if_absent": True}
+            known, condition = new, {"if_absent": True}
+        except CorruptObject:
+            # Nothing to add to: it begins anew, as waiting would hold up all that is written after it.
+            known, condition = new, {}
         if all(earlier["id"] != attempt["id"] for earlier in known["attempts"]):
             self.store.put_json(key, {**known, "attempts": [*known["attempts"], attempt]}, **condition)
 
@@ -210,7 +213,12 @@ class Run:
 
 
 def read(run: str, store: ObjectStore | None = None) -> Run:
-    """Raises LookupError: there is no such run."""
+    """A run as it is known by now.
+
+    Raises:
+        LookupError: there is no such run.
+        CorruptObject: what it told is damaged.
+    """
     store = store or log_store()
     events = run_parts.read_table(store, run, "events").sort_values(["step", "recorded"], kind="stable")
     return Run(
@@ -228,6 +236,7 @@ def samples_of(run: str, step: int, store: ObjectStore | None = None) -> list[di
 
     Raises:
         LookupError: there is no such run, or the step never ran.
+        CorruptObject: what it told is damaged.
     """
     store = store or log_store()
     about, rows = _about(run, store), run_parts.read_step(store, run, "samples", step)
@@ -268,7 +277,8 @@ def find(name: str, store: ObjectStore | None = None) -> str:
     Raises:
         LookupError: none, or several.
     """
-    known = runs(store)
+    # Every run's name begins with no name at all, which means none of them.
+    known = runs(store) if name else []
     of_stage = [run["run"] for run in known if run["stage"] == name]
     matching = [run["run"] for run in known if run["run"].startswith(name)]
     chosen = [name] if name in matching else of_stage[-1:] or matching
@@ -285,7 +295,7 @@ def _steps(about: dict) -> int:
 
 def _about(run: str, store: ObjectStore) -> dict:
     try:
-        return store.get_json(f"training/{run}/run.json")
+        return store.get_json(f"training/{run}/run.json", ABOUT)
     except MissingObject:
         raise LookupError(f"no training run {run!r}; `unimed train list` shows what there is") from None
 

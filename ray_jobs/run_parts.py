@@ -10,7 +10,7 @@ import io
 import os
 import time
 
-from infra.store import ObjectStore
+from infra.store import CorruptObject, ObjectStore
 
 # Steps a part spans. Samples are many a step and are asked for by step; the others are few and read whole.
 WINDOWS = {"metrics": 10_000, "events": 10_000, "scores": 10_000, "samples": 500}
@@ -78,11 +78,24 @@ def _folder(run: str, table: str, window: int) -> str:
 
 def _read(store: ObjectStore, prefixes: list[str], step: int | None = None):
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     chosen = None if step is None else [("step", "==", step)]
     keys = [entry.key for prefix in prefixes for entry in store.list(prefix)]
-    parts = [pq.read_table(io.BytesIO(store.get(key)), filters=chosen, use_threads=False) for key in keys]
+    parts = [_part(store, key, chosen) for key in keys]
     if not parts:
         return pa.table({"step": pa.array([], pa.int64()), "recorded": pa.array([], pa.int64())}).to_pandas()
     return pa.concat_tables(parts, promote_options="permissive").to_pandas().sort_values("recorded", kind="stable", ignore_index=True)
+
+
+def _part(store: ObjectStore, key: str, chosen: list | None):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    data = store.get(key)
+    try:
+        part = pq.read_table(io.BytesIO(data), filters=chosen, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptObject(store.bucket, key, error) from None
+    if not {"step", "recorded"} <= set(part.column_names):
+        raise CorruptObject(store.bucket, key, "no steps in it")
+    return part

@@ -10,7 +10,7 @@ import pytest
 from infra.lease import Lease, LeaseHeld
 from infra.registry import AliasConflict, CorruptModel, ModelRegistry
 from infra.settings import Settings
-from infra.store import MissingObject, ObjectStore, PreconditionFailed, StoreUnavailable, model_store
+from infra.store import CorruptObject, MissingObject, ObjectStore, PreconditionFailed, StoreUnavailable, model_store
 
 
 def folder(tmp_path: Path, name: str, text: str) -> Path:
@@ -92,6 +92,33 @@ def test_a_missing_object_and_wrong_credentials_are_told(s3):
     stranger = Settings(s3_endpoint=s3.s3_endpoint, s3_access_key="x", s3_secret_key="y")
     with pytest.raises(StoreUnavailable, match="refuses"):
         ObjectStore(s3.bucket_models, stranger).get("race")
+
+
+@pytest.mark.parametrize("content", [b"garbage", b'{"name": ', b"\xff\xfe", b"[]", b"{}"])
+def test_a_damaged_record_is_named_with_its_mend(s3, tmp_path, content):
+    from flows.releases import all_releases
+
+    registry = ModelRegistry()
+    version = registry.publish(folder(tmp_path, "a", "sound"), {}).id
+    registry.add_record(version, "gate", {"verdict": "pass"})
+    record = next(registry.store.list(f"versions/{version}/records/")).key
+    readings = {
+        f"versions/{version}/manifest.json": lambda: registry.get(version),
+        record: lambda: registry.records(version, "gate"),
+        "aliases/hurt.json": lambda: registry.resolve("hurt"),
+        "releases/2020-01-01.1.json": lambda: all_releases(registry.store),
+    }
+    for key, reading in readings.items():
+        registry.store.put(key, content)
+        with pytest.raises(CorruptObject, match=f"'{key}' .* is damaged .* delete it"):
+            reading()
+        registry.store.delete(key)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../b", "a\0b", "", "\ud800"])
+def test_a_word_that_can_be_no_version_is_told(s3, name):
+    with pytest.raises(MissingObject, match="unimed models list"):
+        ModelRegistry().resolve(name)
 
 
 def test_a_store_that_is_away_names_the_mend(s3):

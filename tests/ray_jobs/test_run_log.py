@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from infra.store import CorruptObject
 from ray_jobs import run_log
 from ray_jobs.run_log import RunLog
 from tests.ray_jobs.outage import Wire
@@ -174,7 +175,7 @@ def test_an_entry_that_cannot_be_kept_costs_no_other(s3, capsys):
     assert [run_log.samples_of("foundation-odd", step)[0]["sample"] for step in (1, 3)] == ["a", "c"]
 
 
-@pytest.mark.parametrize("name, content", [("run.json", b"{"), ("metrics/000000000-000009999/1-ab.parquet", b"PAR1")])
+@pytest.mark.parametrize("name, content", [("run.json", b"{"), ("run.json", b"{}"), ("run.json", b"[]"), ("metrics/000000000-000009999/1-ab.parquet", b"PAR1")])
 def test_a_damaged_run_hides_no_other(s3, name, content):
     for run in ("foundation-hurt", "foundation-whole"):
         log = RunLog(run)
@@ -184,6 +185,41 @@ def test_a_damaged_run_hides_no_other(s3, name, content):
     listed = {run["run"]: run["damaged"] for run in run_log.runs()}
     log.store.delete_dir("training/foundation-hurt/")
     assert listed["foundation-whole"] is None and listed["foundation-hurt"]
+
+
+@pytest.mark.parametrize("hurt", [slice(10, -300), slice(-60, -8)], ids=["middle", "footer"])
+def test_damage_within_a_part_hides_no_other_and_is_named(s3, hurt):
+    for run in ("foundation-flipped", "foundation-sound"):
+        log = RunLog(run)
+        log.begin(ABOUT)
+        for step in range(50):
+            log.metrics(row(step))
+        log.samples(0, keys(1))
+        log.close()
+    for table in ("metrics", "samples"):
+        (part,) = log.store.list(f"training/foundation-flipped/{table}/")
+        data = bytearray(log.store.get(part.key))
+        data[hurt] = b"\xaa" * len(data[hurt])
+        log.store.put(part.key, bytes(data))
+    listed = {run["run"]: run["damaged"] for run in run_log.runs()}
+    try:
+        for reading in (lambda: run_log.read("foundation-flipped"), lambda: run_log.samples_of("foundation-flipped", 1)):
+            with pytest.raises(CorruptObject, match="training/foundation-flipped"):
+                reading()
+    finally:
+        log.store.delete_dir("training/foundation-flipped/")
+    assert listed["foundation-sound"] is None and "metrics" in listed["foundation-flipped"]
+
+
+def test_a_damaged_beginning_holds_nothing_up(s3):
+    log = RunLog("foundation-begun")
+    log.store.put("training/foundation-begun/run.json", b"{")
+    log.begin(ABOUT)
+    log.metrics(row(1))
+    assert log.flush()
+    log.close()
+    found = run_log.read("foundation-begun")
+    assert len(found.about["attempts"]) == 1 and found.metrics["step"].tolist() == [1]
 
 
 def test_runs_are_found_by_name_beginning_or_stage(s3):
@@ -197,5 +233,7 @@ def test_runs_are_found_by_name_beginning_or_stage(s3):
         run_log.find("unified-aa")
     with pytest.raises(LookupError, match="unimed train list"):
         run_log.find("nothing")
+    with pytest.raises(LookupError, match="no training run ''"):
+        run_log.find("")
     listed = {run["run"]: run for run in run_log.runs()}
     assert listed["unified-aaa1"]["last"]["step"] == 20 and listed["unified-aaa1"]["steps"] == 60 and "mfu" not in listed["unified-aaa1"]["last"]
