@@ -8,7 +8,9 @@ import typer
 from flows import cli_data, cli_models, cli_train, console
 from flows.console import Json
 
-app = typer.Typer(help="Retrain, judge, ship and watch UniMedVL.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=console.Verbs, help="Retrain, judge, ship and watch UniMedVL.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# Ten years: more than any request log holds, and a time that can be reckoned with.
+MOST_HOURS = 10 * 366 * 24
 app.add_typer(cli_data.app, name="data")
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_train.app, name="train")
@@ -188,7 +190,7 @@ def ask(image: Annotated[Path, typer.Argument(help="A PNG, JPEG … file.")], qu
 @app.command()
 def draw(
     prompt: str,
-    out: Annotated[Path, typer.Option("-o", "--out", help="PNG file to write.")] = Path("drawing.png"),
+    out: Annotated[Path, typer.Option("-o", "--out", callback=console.file_to_write, help="PNG file to write.")] = Path("drawing.png"),
     seed: int = 0,
     model: str = "unimedvl",
     json: Json = False,
@@ -207,6 +209,8 @@ def drift(
     json: Json = False,
 ) -> None:
     """Compare the request log with the champion's reference window. Exit 4: too few requests."""
+    if hours is not None and not 0 < hours <= MOST_HOURS:
+        raise console.fail(f"--hours is above 0 and at most {MOST_HOURS:,}", console.USAGE)
     console.needs_stack()
     from datetime import UTC, datetime, timedelta
 

@@ -14,6 +14,12 @@ RUN = "A run's name, the beginning of it, or a stage: its newest run."
 FORMS = {"ce": "{:.4f}", "mse": "{:.4f}", "lr": "{:.2e}", "grad_norm": "{:.3f}", "tokens_per_s": "{:,.0f}", "real_share": "{:.1%}", "mfu": "{:.1%}", "wait": "{:.2%}", "stall": "{:.2%}", "step": "{:,.0f}"}
 
 
+def _given(names: str | list[str]) -> str | list[str]:
+    if "" in ([names] if isinstance(names, str) else names):
+        raise typer.BadParameter("a run's name is not empty")
+    return names
+
+
 @app.command("list")
 def train_list(json: Json = False) -> None:
     """All runs, the newest at the end."""
@@ -27,8 +33,8 @@ def train_list(json: Json = False) -> None:
 
 @app.command("show")
 def train_show(
-    names: Annotated[list[str], typer.Argument(metavar="RUN...", help=RUN)],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="PNG file to draw the curves to.")] = None,
+    names: Annotated[list[str], typer.Argument(metavar="RUN...", callback=_given, help=RUN)],
+    out: Annotated[Path | None, typer.Option("-o", "--out", callback=console.file_to_write, help="PNG file to draw the curves to.")] = None,
     json: Json = False,
 ) -> None:
     """A run's last log line, scores, events and pictures, and its curves with -o; several runs side by side."""
@@ -44,7 +50,7 @@ def train_show(
 
 
 @app.command("which")
-def train_which(name: Annotated[str, typer.Argument(metavar="RUN", help=RUN)], step: Annotated[int, typer.Option(min=0)], json: Json = False) -> None:
+def train_which(name: Annotated[str, typer.Argument(metavar="RUN", callback=_given, help=RUN)], step: Annotated[int, typer.Option(min=0)], json: Json = False) -> None:
     """The samples that a step was made of. `unimed data trace SAMPLE` tells more of one."""
     console.needs_stack()
     from ray_jobs import run_log
@@ -56,7 +62,7 @@ def train_which(name: Annotated[str, typer.Argument(metavar="RUN", help=RUN)], s
 
 
 @app.command("stop")
-def train_stop(name: Annotated[str, typer.Argument(metavar="RUN", help=RUN)], json: Json = False) -> None:
+def train_stop(name: Annotated[str, typer.Argument(metavar="RUN", callback=_given, help=RUN)], json: Json = False) -> None:
     """Tell a run to save what it has and end; the command that started it goes on from there."""
     console.needs_stack()
     from infra.jobs import stop_job

@@ -1,7 +1,13 @@
 """The endpoint as its users see it: the ordinary `openai` client."""
 
 import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+
+class NotAnswered(RuntimeError):
+    """The endpoint refused a request or did not come to its end; says why in the endpoint's words."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,12 @@ def connect():
 
 
 def ask(image: bytes, question: str, model: str = "unimedvl") -> Reply:
-    """A question about a picture."""
+    """A question about a picture.
+
+    Raises:
+        ConnectionError: nothing answers there.
+        NotAnswered: the endpoint refuses or fails.
+    """
     return ask_with(connect(), image, question, model)
 
 
@@ -40,11 +51,28 @@ def ask_with(openai, image: bytes, question: str, model: str = "unimedvl") -> Re
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     url = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-    answer = openai.chat.completions.create(model=model, messages=[{"role": "user", "content": content}], max_tokens=24)
+    with _in_its_words():
+        answer = openai.chat.completions.create(model=model, messages=[{"role": "user", "content": content}], max_tokens=24)
     return Reply(answer.choices[0].message.content, answer.model)
 
 
 def draw(prompt: str, seed: int = 0, model: str = "unimedvl") -> bytes:
-    """A PNG drawn from a prompt."""
-    made = connect().images.generate(model=model, prompt=prompt, extra_body={"seed": seed})
+    """A PNG drawn from a prompt; raises as `ask` does."""
+    return draw_with(connect(), prompt, seed, model)
+
+
+def draw_with(openai, prompt: str, seed: int = 0, model: str = "unimedvl") -> bytes:
+    with _in_its_words():
+        made = openai.images.generate(model=model, prompt=prompt, extra_body={"seed": seed})
     return base64.b64decode(made.data[0].b64_json)
+
+
+@contextmanager
+def _in_its_words() -> Iterator[None]:
+    from openai import APIError
+
+    try:
+        yield
+    except APIError as error:
+        said = error.body.get("message") if isinstance(error.body, dict) else None
+        raise NotAnswered(f"the endpoint says: {said or error.message}") from None

@@ -4,11 +4,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
-DONE, FAILED, USAGE, REFUSED, NO_EVIDENCE = 0, 1, 2, 3, 4
+DONE, FAILED, USAGE, REFUSED, NO_EVIDENCE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -57,6 +59,13 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
     return typer.Exit(code)
 
 
+def file_to_write(path: Path | None) -> Path | None:
+    """Callback of an option: refuse what cannot be written before anything is made for it."""
+    if path and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}")
+    return path
+
+
 def table(headers: list[str], rows: list[list[object]]) -> str:
     """A plain table with aligned columns."""
     text = [headers, *([str(cell) for cell in row] for row in rows)]
@@ -65,21 +74,35 @@ def table(headers: list[str], rows: list[list[object]]) -> str:
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
 
 
+class Verbs(TyperGroup):
+    """All verbs; tells of an interruption, which would otherwise end in an exit code alone."""
+
+    def invoke(self, ctx) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise fail("interrupted; running jobs go on, the same command attaches to them again", INTERRUPTED) from None
+
+
 def run(app: typer.Typer) -> None:
     """Run the app; what users can mend is told in a line, without a trace."""
     try:
         app()
-    except KeyboardInterrupt:
-        typer.echo("unimed: interrupted; running jobs go on, the same command attaches to them again", err=True)
-        sys.exit(130)
     except Exception as error:
         if not _is_known(error):
             raise
-        typer.echo(f"unimed: {error}", err=True)
+        typer.echo(f"unimed: {_told(error)}", err=True)
         sys.exit(FAILED)
 
 
 def _is_known(error: Exception) -> bool:
-    """Errors of our own rooms carry their mend; OSErrors and ValueErrors of ours too."""
+    """Errors of our own rooms carry their mend; those of files, folders and connections say what is wrong."""
     rooms = ("infra.", "corpus.", "model.", "monitoring.", "ray_jobs.", "flows.")
-    return type(error).__module__.startswith(rooms) or isinstance(error, (ConnectionError, FileNotFoundError, LookupError))
+    return type(error).__module__.startswith(rooms) or isinstance(error, (OSError, LookupError))
+
+
+def _told(error: Exception) -> str:
+    # Ray's clients speak through requests, whose errors name sockets and no mend.
+    if type(error).__module__.startswith("requests."):
+        return f"a service does not answer any more ({type(error).__name__}); `unimed up` starts what is down, the same command goes on"
+    return str(error)

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -32,6 +34,92 @@ def test_a_plan_is_of_hardware_there_can_be(option, value):
 @pytest.mark.parametrize("share", ["0", "1.5", "nan"])
 def test_a_share_of_the_steps_is_a_share(share):
     assert run("flows.cli", "retrain", "--share", share).returncode == 2
+
+
+def unimed(monkeypatch, *arguments: str) -> int:
+    """The exit code of a command run within this process."""
+    from flows import cli
+
+    monkeypatch.setattr(sys, "argv", ["unimed", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code
+
+
+@pytest.mark.parametrize("hours", ["nan", "inf", "1e12", "0", "-5"])
+def test_a_drift_window_has_a_length(monkeypatch, capsys, hours):
+    assert unimed(monkeypatch, "drift", "--hours", hours) == 2
+    assert "above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["show"], ["show", "unified"], ["stop"], ["which", "--step", "1"]])
+def test_a_run_has_a_name(monkeypatch, capsys, verb):
+    assert unimed(monkeypatch, "train", *verb, "") == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["draw", "CT"], ["train", "show", "unified"]])
+@pytest.mark.parametrize("place, told", [(".", "is a folder"), ("absent/x.png", "no folder")])
+def test_nothing_is_made_for_a_file_that_cannot_be_written(monkeypatch, capsys, tmp_path, command, place, told):
+    assert unimed(monkeypatch, *command, "-o", str(tmp_path / place)) == 2
+    assert told in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def raising(error: BaseException):
+    def work(*_, **__):
+        raise error
+
+    return work
+
+
+def test_an_interruption_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("infra.doctor.examine", raising(KeyboardInterrupt()))
+    assert unimed(monkeypatch, "doctor") == 130
+    assert capsys.readouterr().err == "unimed: interrupted; running jobs go on, the same command attaches to them again\n"
+
+
+def test_files_and_connections_that_fail_are_told_in_a_line(monkeypatch, capsys):
+    import requests
+
+    for error, told in ((IsADirectoryError(21, "Is a directory", "x"), "Is a directory"), (requests.exceptions.ConnectionError("refused"), "unimed up")):
+        monkeypatch.setattr("infra.doctor.examine", raising(error))
+        assert unimed(monkeypatch, "doctor") == 1
+        assert (line := capsys.readouterr().err).count("\n") == 1 and told in line
+    monkeypatch.setattr("infra.doctor.examine", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):
+        unimed(monkeypatch, "doctor")
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An endpoint that refuses everything, in OpenAI's words or in none."""
+
+    def do_POST(self) -> None:
+        plain = "images" in self.path
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(502 if plain else 404)
+        self.send_header("Content-Type", "text/plain" if plain else "application/json")
+        self.end_headers()
+        self.wfile.write(b"gone" if plain else json.dumps({"error": {"message": "no model zz", "code": "model_not_found"}}).encode())
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+def test_a_refusal_is_told_in_the_endpoints_words(monkeypatch):
+    import openai
+
+    from flows.client import NotAnswered, ask_with, draw_with
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as endpoint:
+        threading.Thread(target=endpoint.serve_forever, daemon=True).start()
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{endpoint.server_port}/v1", api_key="k", max_retries=0)
+        with pytest.raises(NotAnswered, match="^the endpoint says: no model zz$"):
+            ask_with(client, b"picture", "what?", "zz")
+        with pytest.raises(NotAnswered, match="gone|502"):
+            draw_with(client, "CT")
+        endpoint.shutdown()
+    with pytest.raises(NotAnswered, match="Connection"):
+        draw_with(client, "CT")
 
 
 def test_what_libraries_print_stays_out_of_the_result():
