@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from model.inference import Chunk
 from ray_jobs.serve.call import Call
 from ray_jobs.serve.errors import ApiError
 from ray_jobs.serve.params import ServingParams
@@ -93,7 +94,7 @@ def test_the_furthest_seeds_draw(replica):
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-40])
 def test_a_tiny_temperature_is_greedy(replica, temperature):
-    answers = [[c.get("text") for c in chunks(replica, ["hi"], temperature=t)] for t in (asked(temperature=temperature).temperature, 0.0)]
+    answers = [[(c.get("text"), c.get("logprob")) for c in chunks(replica, ["hi"], temperature=t)] for t in (asked(temperature=temperature).temperature, 0.0)]
     assert answers[0] == answers[1] and asked(temperature=0.5).temperature == 0.5
 
 
@@ -119,12 +120,12 @@ def test_what_changes_nothing_is_taken():
     assert asked(tools=[{"type": "function"}], tool_choice="auto", response_format={"type": "text"}, logprobs=False, metadata={"a": "b"}).stop == []
 
 
-def test_an_answer_ends_before_its_stop(replica):
-    whole = "".join(chunk.get("text", "") for chunk in chunks(replica, ["hi"]))
-    stop = whole[3:5]
-    told = chunks(replica, ["hi"], stop=[stop])
-    assert "".join(chunk.get("text", "") for chunk in told) == whole[: whole.index(stop)]
-    assert told[-2]["finish_reason"] == "stop" and told[-1]["usage"]["completion_tokens"] == len(told) - 1
+def test_an_answer_ends_before_its_stop(replica, monkeypatch):
+    said = [Chunk("CT", -0.1, None), Chunk(" im", -0.2, None), Chunk("age.", -0.3, None), Chunk(" More", -0.4, "length")]
+    monkeypatch.setattr(replica.model, "stream_chat", lambda parts, **options: iter(said))
+    told = chunks(replica, ["hi"], stop=["ma", "."])
+    assert [(c["text"], c["finish_reason"]) for c in told[:-1]] == [("CT", None), (" i", None), ("", "stop")]
+    assert told[-1]["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.parametrize(
