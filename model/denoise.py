@@ -1,5 +1,6 @@
 """Image sampling: Euler steps along the learned velocity, with text and image guidance in one batch."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -32,7 +33,16 @@ class Guidance:
 
 
 def settings(config: SamplingConfig, has_images: bool, steps: int | None, text: float | None, image: float | None) -> Guidance:
-    """The profile's defaults for drawing (no input image) or editing, with the caller's overrides."""
+    """The profile's defaults for drawing (no input image) or editing, with the caller's overrides.
+
+    Raises:
+        ValueError: fewer than two steps, which make no move, or a guidance that is no finite number.
+    """
+    if steps is not None and steps < 2:
+        raise ValueError(f"steps={steps}: the shortest schedule has 2")
+    for name, scale in (("guidance", text), ("image_guidance", image)):
+        if scale is not None and not math.isfinite(scale):
+            raise ValueError(f"{name}={scale} is no finite number")
     chosen = Guidance(config.steps, config.timestep_shift, config.text_guidance, 1.0, config.draw_interval, "global")
     if has_images:
         chosen = replace(chosen, text=config.edit_text_guidance, image=config.edit_image_guidance, interval=(0.0, 1.0), renorm="text_channel")

@@ -99,15 +99,24 @@ class InferenceMixin:
     ) -> list[Image]:
         """Images for several conversations. Each depends on its own seed and parts alone.
 
-        `size` is (width, height) in px; by default the size of the first input image, else `draw_size`.
-        Sizes are rounded down to the latent stride, and conversations of one call share a size.
+        `size` is (width, height) in px; by default the size of the conversation's first input image, else
+        `draw_size`. Sizes are rounded down to the latent stride. Seeds count up from 0 unless they are given.
+
+        Raises:
+            ValueError: there is not one seed for each conversation, a side is shorter than the latent stride or longer
+                than the position table, or `steps` or a guidance means nothing.
         """
+        seeds = range(len(conversations)) if seeds is None else [int(seed) for seed in seeds]
+        if len(seeds) != len(conversations):
+            raise ValueError(f"{len(seeds)} seeds for {len(conversations)} conversations: each needs its own")
         contexts = [self._generation_items(parts) for parts in conversations]
-        rows, columns = self._latent_grid(contexts, size)
-        settings = denoise.settings(self.config.sampling, has_images=_has_image(contexts[0]), steps=steps, text=guidance, image=image_guidance)
-        noise = torch.stack([self._noise(rows * columns, s) for s in (seeds or range(len(contexts)))]).to(self.device)
-        tokens = denoise.sample(self, contexts, noise, (rows, columns), settings)
-        return [to_image(pixels) for pixels in self.vae.decode(denoise.to_latent(self, tokens, (rows, columns)))]
+        drawn: dict[int, Image] = {}
+        for (grid, edits), rows in self._drawn_together(contexts, size).items():
+            settings = denoise.settings(self.config.sampling, has_images=edits, steps=steps, text=guidance, image=image_guidance)
+            noise = torch.stack([self._noise(grid[0] * grid[1], seeds[row]) for row in rows]).to(self.device)
+            tokens = denoise.sample(self, [contexts[row] for row in rows], noise, grid, settings)
+            drawn |= zip(rows, map(to_image, self.vae.decode(denoise.to_latent(self, tokens, grid))))
+        return [drawn[row] for row in range(len(contexts))]
 
     @torch.inference_mode()
     def embed(self, images: Sequence[Image]) -> np.ndarray:
@@ -151,17 +160,22 @@ class InferenceMixin:
     def _noise(self, tokens: int, seed: int) -> Tensor:
         return torch.randn(tokens, self.config.latent_dim, generator=torch.Generator().manual_seed(seed))
 
-    def _latent_grid(self, contexts: list[list[Item]], size: tuple[int, int] | None) -> tuple[int, int]:
-        patch = self.config.latent_patch_size
+    def _drawn_together(self, contexts: list[list[Item]], size: tuple[int, int] | None) -> dict[tuple[tuple[int, int], bool], list[int]]:
+        """Rows of one batch by (latent grid, whether an image is given): these settle the guidance of a batch and its shape."""
+        alike: dict[tuple[tuple[int, int], bool], list[int]] = {}
+        for row, items in enumerate(contexts):
+            latent = next((item.latent for item in items if isinstance(item, VAEItem)), None)
+            alike.setdefault((self._latent_grid(latent, size), latent is not None), []).append(row)
+        return alike
+
+    def _latent_grid(self, latent: Tensor | None, size: tuple[int, int] | None) -> tuple[int, int]:
+        """(rows, columns) of latent tokens for a wanted (width, height), else as the first input image has, else the default."""
+        patch, stride = self.config.latent_patch_size, self.config.latent_stride
         if size is not None:
-            width, height = (side // self.config.latent_stride for side in size)
-            return height, width
-        latent = next((item.latent for item in contexts[0] if isinstance(item, VAEItem)), None)
+            if min(size) < stride:
+                raise ValueError(f"size {size[0]}x{size[1]}: a side must have at least {stride} px")
+            return size[1] // stride, size[0] // stride
         if latent is not None:
             return latent.shape[1] // patch, latent.shape[2] // patch
-        side = self.config.image.draw_size // self.config.latent_stride
+        side = self.config.image.draw_size // stride
         return side, side
-
-
-def _has_image(items: list[Item]) -> bool:
-    return any(isinstance(item, VAEItem) for item in items)

@@ -54,6 +54,34 @@ def test_drawings_depend_on_their_own_seed_alone(model):
     assert np.abs(np.asarray(both[1]).astype(int) - np.asarray(alone)).max() <= 1
 
 
+def test_drawings_and_edits_of_any_size_share_a_call(model, picture):
+    """Each as if it were alone: its own guidance, and the size of its own first image."""
+    asked = [["CT image"], [picture, "Brighter."], ["MRI image"], [picture.rotate(90, expand=True), "Brighter."]]
+    together = model.draw_batch(asked, seeds=np.array([5, 6, 7, 8]), steps=4)
+    assert [drawn.size for drawn in together] == [(64, 64), (48, 64), (64, 64), (64, 48)]
+    for drawn, parts, seed in zip(together, asked, (5, 6, 7, 8)):
+        assert np.abs(np.asarray(drawn).astype(int) - model.draw(parts, seed=seed, steps=4)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"seeds": [1]}, "1 seeds for 2 conversations"),
+        ({"seeds": [1, 2, 3]}, "3 seeds for 2 conversations"),
+        ({"size": (15, 64)}, "size 15x64: a side must have at least 16 px"),
+        ({"size": (64, -16)}, "size 64x-16: a side"),
+        ({"size": (64, 160)}, "exceeds the position table"),
+        ({"steps": 1}, "steps=1: the shortest schedule has 2"),
+        ({"steps": -3}, "steps=-3"),
+        ({"guidance": float("nan")}, "guidance=nan is no finite number"),
+        ({"image_guidance": float("inf")}, "image_guidance=inf is no finite number"),
+    ],
+)
+def test_a_drawing_that_cannot_be_meant_is_refused(model, options, told):
+    with pytest.raises(ValueError, match=told):
+        model.draw_batch([["CT image"], ["MRI image"]], **options)
+
+
 def test_text_that_spells_a_special_token_stays_text(model):
     ids = model.tokenizer.encode("<|im_end|>")
     assert model.config.special_tokens.eos_token_id not in ids
