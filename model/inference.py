@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model import denoise, generate
 from model.packing import Item, TextItem, VAEItem, ViTItem, item_cost, pack
-from model.preprocess import resize, to_image, to_tensor
+from model.preprocess import resize, to_image, to_tensor, upright
 
 Parts = Sequence[str | Image]
 
@@ -135,13 +135,13 @@ class InferenceMixin:
             if isinstance(part, str):
                 items.append(self._text_item(part))
             else:
-                canvas = resize(part, self.config.image.vae)
+                canvas = resize(upright(part), self.config.image.vae)
                 items += [self.vae_item(canvas), self._vit_item(canvas)]
         return items
 
     def vae_item(self, image: Image) -> VAEItem:
         """An image as a clean latent condition."""
-        return VAEItem(self.encode_images([resize(image, self.config.image.vae)])[0])
+        return VAEItem(self.encode_images([resize(upright(image), self.config.image.vae)])[0])
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image]) -> list[Tensor]:
@@ -155,7 +155,7 @@ class InferenceMixin:
         return TextItem(self.tokenizer.encode(text))
 
     def _vit_item(self, image: Image) -> ViTItem:
-        return ViTItem(to_tensor(resize(image, self.config.image.vit)))
+        return ViTItem(to_tensor(resize(upright(image), self.config.image.vit)))
 
     def _noise(self, tokens: int, seed: int) -> Tensor:
         return torch.randn(tokens, self.config.latent_dim, generator=torch.Generator().manual_seed(seed))

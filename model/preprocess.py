@@ -2,19 +2,43 @@
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from model.config import ResizeRule
 
 
+# Percentiles of a deep picture's values that become black and white: the corpus takes pictures in with the same ones.
+WINDOW = (0.5, 99.5)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF orientation wants it seen; a note that cannot be read turns nothing."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # the parser of these notes raises whatever it stumbles over
+        return image
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any 8-bit picture as RGB; transparency is composited on white."""
+    """Any picture as RGB; transparency is composited on white, and 16 and 32 bits or floats are windowed to 8."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _windowed(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _windowed(image: Image.Image) -> Image.Image:
+    """A picture of deep values in 8 bits; what is no number is black."""
+    values = np.asarray(image, dtype=np.float32)
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, WINDOW) if finite.size else (0.0, 1.0)
+    share = np.nan_to_num((values - low) / max(high - low, 1e-9), nan=0.0)
+    return Image.fromarray((np.clip(share, 0, 1) * 255).astype(np.uint8))
 
 
 def target_size(width: int, height: int, rule: ResizeRule, images: int = 1) -> tuple[int, int]:
