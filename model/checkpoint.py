@@ -120,6 +120,8 @@ def _read_config(folder: Path) -> ModelConfig:
         return ModelConfig.load(folder)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: not a UniMedVL checkpoint folder") from None
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
     except KeyError as error:
         raise CheckpointError(f"{folder}: the configuration lacks {error}") from error
     except (ValueError, TypeError, AttributeError) as error:

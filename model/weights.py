@@ -1,7 +1,7 @@
 """Tensors in safetensors files, opened without reading them: one file or several with an index."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,53 +18,59 @@ class CheckpointError(ValueError):
 class Weights:
     """Tensors by key, read one at a time: a process never holds more of the files than it asks for."""
 
-    def __init__(self, path: Path, files: Sequence[Path], prefix: str = ""):
-        self.path, self._prefix = path, prefix
-        self._files = [_open(file) for file in files]
+    def __init__(self, path: Path, prefix: str = "", index: Mapping[str, str] | None = None):
+        """One safetensors file; or, with an index from key to file name, the files beside it that the index names."""
+        self.path, self._prefix, self._index = path, prefix, index
+        self._files = {name: _open(path.parent / name) for name in sorted({path.name} if index is None else set(index.values()))}
 
     @classmethod
     def open(cls, folder: Path, names: Sequence[str], prefix: str = "") -> "Weights":
         """The first of `names` that the folder has; keys may carry `prefix`, which is taken off.
 
         Raises:
-            CheckpointError: none is there, or one is damaged or no safetensors file.
+            CheckpointError: none is there, one is damaged or no safetensors file, or lacks what the index places in it.
         """
         path = next((folder / name for name in names if (folder / name).exists()), None)
         if path is None:
             pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
             hint = f"; {pickles[0]} is a pickle, which is never read: convert it to safetensors where it was made" if pickles else ""
             raise CheckpointError(f"{folder / names[0]} is missing{hint}")
-        if path.suffix == ".json":
-            return cls(path, [folder / name for name in _shards(path)], prefix)
-        return cls(path, [path], prefix)
+        return cls(path, prefix, _weight_map(path) if path.suffix == ".json" else None)
 
     @cached_property
-    def _place(self) -> dict[str, tuple[int, str]]:
-        """Public key to (file, key in it)."""
-        return {key.removeprefix(self._prefix): (number, key) for number, file in enumerate(self._files) for key in file.keys()}
+    def _place(self) -> dict[str, tuple[str, str]]:
+        """Public key to (file, key in it). An index decides: what else lies in its files is not of this network."""
+        held = {name: set(file.keys()) for name, file in self._files.items()}
+        index = self._index if self._index is not None else {key: name for name, keys in held.items() for key in keys}
+        for key, name in index.items():
+            if key not in held[name]:
+                raise CheckpointError(f"{self.path}: {name} lacks {key}, which the index places there")
+        return {key.removeprefix(self._prefix): (name, key) for key, name in index.items()}
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor."""
-        return {key: tuple(self._files[number].get_slice(inner).get_shape()) for key, (number, inner) in self._place.items()}
+        return {key: tuple(self._files[name].get_slice(inner).get_shape()) for key, (name, inner) in self._place.items()}
 
     def read(self, key: str) -> Tensor:
         """The whole tensor."""
-        number, inner = self._place[key]
-        return self._files[number].get_tensor(inner)
+        name, inner = self._place[key]
+        return self._files[name].get_tensor(inner)
 
 
-def _shards(index: Path) -> list[str]:
-    """Names of the files that an index names, all beside it."""
+def _weight_map(index: Path) -> dict[str, str]:
+    """Key to the name of its file, which lies beside the index."""
     try:
-        return sorted({Path(name).name for name in json.loads(index.read_text())["weight_map"].values()})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return {key: Path(name).name for key, name in json.loads(index.read_text())["weight_map"].items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of safetensors files ({type(error).__name__}: {error})") from error
 
 
 def _open(path: Path):
     if not path.exists():
         raise CheckpointError(f"{path} is missing")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a safetensors file")
     try:
         # Not mapped into memory: a file may be larger than this machine, and may be replaced while it is open.
         return safe_open(path, framework="pt", backend="pread")

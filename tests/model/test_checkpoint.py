@@ -166,6 +166,40 @@ def test_shards_with_an_index_load_as_one_file(folder, tiny):
     assert all(torch.equal(loaded[key], tensor) for key, tensor in whole.items())
 
 
+def indexed(folder: Path, edit) -> None:
+    """The main weights as two shards with an index; `edit(index, first, second)` changes them beforehand."""
+    tensors = load_file(folder / "ema.safetensors")
+    (folder / "ema.safetensors").unlink()
+    first, second = {key: t for key, t in tensors.items() if key < "h"}, {key: t for key, t in tensors.items() if key >= "h"}
+    index = {key: "m-1.safetensors" for key in first} | {key: "m-2.safetensors" for key in second}
+    edit(index, first, second)
+    save_file(first, folder / "m-1.safetensors")
+    save_file(second, folder / "m-2.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def test_a_tensor_is_read_from_the_file_its_index_names(folder):
+    """A stale copy in another shard, or a tensor that no index entry knows, is not of this network."""
+    indexed(folder, lambda index, first, second: second.update({"connector.fc1.bias": first["connector.fc1.bias"] + 7, "stale": torch.zeros(2)}))
+    assert not (UniMedVL.from_pretrained(folder).connector.fc1.bias == 7).any()
+
+
+@pytest.mark.parametrize("name, told", [("m-2.safetensors", "m-2.safetensors lacks connector.fc1.bias"), ("", "is a folder"), (".", "is a folder"), ("m-3.safetensors", "m-3.safetensors is missing")])
+def test_an_index_that_names_the_wrong_file_is_told(folder, name, told):
+    indexed(folder, lambda index, first, second: index.update({"connector.fc1.bias": name}))
+    with pytest.raises(CheckpointError, match=told):
+        UniMedVL.from_pretrained(folder)
+
+
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_the_folder_are_told(folder):
+    (folder / "ema.safetensors").unlink()
+    (folder / "ema.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match="ema.safetensors is a folder"):
+        UniMedVL.from_pretrained(folder)
+    with pytest.raises(CheckpointError, match="llm_config.json/llm_config.json cannot be read: Not a directory"):
+        UniMedVL.from_pretrained(folder / "llm_config.json")
+
+
 def test_a_published_table_of_another_size_is_computed_anew(folder):
     config = json.loads((folder / "unimedvl_config.json").read_text())
     (folder / "unimedvl_config.json").write_text(json.dumps(config | {"max_latent_size": 12}))
