@@ -39,16 +39,26 @@ def save_checkpoint(model: "UniMedVL", folder: Path) -> None:
 
 def load_checkpoint(folder: Path, device: str = "cpu") -> "UniMedVL":
     """The network with the folder's tensors; on the `meta` device its shapes alone, checked against the files."""
-    model = empty_network(folder)
-    weights, vae = open_weights(folder)
-    check_keys(model, weights, vae)
+    model, weights, vae = open_checkpoint(folder)
     if device == "meta":
         return model
     fill(model, weights, device, ignore=("vae.",))
     fill(model.vae, vae, device)
     restore_tables(model)
-    _fit_vocabulary(model)
     return model.eval().requires_grad_(False)
+
+
+def open_checkpoint(folder: Path) -> tuple["UniMedVL", Weights, Weights]:
+    """The folder's network on the meta device, and the main and the VAE's tensors, unread; all three fit together.
+
+    Raises:
+        CheckpointError: naming file, key and shape.
+    """
+    model = empty_network(folder)
+    weights, vae = open_weights(folder)
+    check_keys(model, weights, vae)
+    _fit_vocabulary(model, folder)
+    return model, weights, vae
 
 
 def empty_network(folder: Path) -> "UniMedVL":
@@ -88,8 +98,15 @@ def check_keys(model: "UniMedVL", weights: Weights, vae: Weights) -> None:
 def fill(module: nn.Module, weights: Weights, device: str, ignore: tuple[str, ...] = ()) -> None:
     """Give a meta module its tensors on a device, one by one, as they are stored; tables of another size stay empty."""
     for key, empty in list(module.state_dict().items()):
-        if not key.startswith(ignore) and weights.shapes.get(key) == tuple(empty.shape):
-            module.load_state_dict({key: weights.read(key).to(device)}, strict=False, assign=True)
+        if not (key.startswith(ignore) or (key in TABLES and weights.shapes.get(key) != tuple(empty.shape))):
+            module.load_state_dict({key: read_rows(weights, key, len(empty)).to(device)}, strict=False, assign=True)
+
+
+def read_rows(weights: Weights, key: str, rows: int) -> Tensor:
+    """A tensor of so many rows; those that the file lacks, of added special tokens, are the mean of the others, as a start."""
+    tensor = weights.read(key)
+    missing = rows - len(tensor)
+    return torch.cat([tensor, tensor.mean(dim=0, keepdim=True).expand(missing, -1)]) if missing else tensor
 
 
 def restore_tables(model: "UniMedVL") -> None:
@@ -102,15 +119,21 @@ def restore_tables(model: "UniMedVL") -> None:
             table.pos_embed = nn.Parameter(sincos_table(side, model.config.llm.hidden_size).to(like), requires_grad=False)
 
 
-def _fit_vocabulary(model: "UniMedVL") -> None:
-    """Rows for special tokens that had to be added to the tokenizer: the mean of the others, as a start."""
-    needed, llm = max(model.config.special_tokens.model_dump().values()) + 1, model.language_model
-    missing = needed - model.config.llm.vocab_size
-    if missing <= 0:
+def _fit_vocabulary(model: "UniMedVL", folder: Path) -> None:
+    """Make room, on the meta device, for special tokens that had to be added to the tokenizer.
+
+    Raises:
+        CheckpointError: other ids have no row in the embeddings.
+    """
+    rows, llm = model.config.llm.vocab_size, model.language_model
+    needed = max(model.config.special_tokens.model_dump().values()) + 1
+    own = needed if model.tokenizer is None else model.tokenizer.rows
+    if own > rows:
+        raise CheckpointError(f"{folder}: {'special tokens' if model.tokenizer is None else 'the tokenizer'} with ids up to {own - 1}, but vocab_size is {rows}")
+    if needed <= rows:
         return
     for part in (llm.model.embed_tokens, llm.lm_head):
-        rows = part.weight.mean(dim=0, keepdim=True).expand(missing, -1)
-        part.weight = nn.Parameter(torch.cat([part.weight, rows]))
+        part.weight = nn.Parameter(part.weight.new_empty(needed, part.weight.shape[1]))
     llm.model.embed_tokens.num_embeddings = llm.lm_head.out_features = needed
     model.config = model.config.model_copy(update={"llm": model.config.llm.model_copy(update={"vocab_size": needed})})
 

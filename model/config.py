@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 EXTRA_FILE = "unimedvl_config.json"
 # The same, as fixtures made with the reference code name it.
@@ -125,10 +125,10 @@ class SamplingConfig(_Part):
 class SpecialTokens(_Part):
     """Ids of the four tokens that frame texts and images."""
 
-    bos_token_id: int = 0
-    eos_token_id: int = 1
-    start_of_image: int = 2
-    end_of_image: int = 3
+    bos_token_id: NonNegativeInt = 0
+    eos_token_id: NonNegativeInt = 1
+    start_of_image: NonNegativeInt = 2
+    end_of_image: NonNegativeInt = 3
 
 
 class ModelConfig(BaseModel):

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from model.checkpoint import TABLES, check_keys, empty_network, open_weights
+from model.checkpoint import TABLES, open_checkpoint, read_rows
 from model.positions import sincos_table
 from model.unimedvl import UniMedVL
 from model.weights import Weights
@@ -56,10 +56,7 @@ def load_sharded(folder: str | Path, mesh: DeviceMesh, compute_dtype: torch.dtyp
     Raises:
         CheckpointError: as `UniMedVL.from_pretrained`.
     """
-    folder = Path(folder)
-    model = empty_network(folder)
-    weights, vae = open_weights(folder)
-    check_keys(model, weights, vae)
+    model, weights, vae = open_checkpoint(Path(folder))
     shard(model.float(), mesh, compute_dtype)
     model.to_empty(device=mesh.device_type)
     for key, tensor in model.state_dict().items():
@@ -83,4 +80,4 @@ def _stored(model: UniMedVL, key: str, weights: Weights, vae: Weights) -> torch.
     shape = tuple(model.get_parameter(key).shape)
     if key in TABLES and weights.shapes.get(key) != shape:
         return sincos_table(round(shape[0] ** 0.5), shape[1])
-    return weights.read(key)
+    return read_rows(weights, key, shape[0])

@@ -22,9 +22,13 @@ class TextTokenizer:
     """Plain text only: special tokens frame it in the packer and never come out of user text."""
 
     def __init__(self, tokenizer: Tokenizer, companions: dict[str, bytes] | None = None):
-        tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL.values() if tokenizer.token_to_id(t) is None])
+        self._had = {token for token in SPECIAL.values() if tokenizer.token_to_id(token) is not None}
+        tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL.values() if token not in self._had])
         # Text that spells a special token must stay text: a prompt cannot close its own turn.
         tokenizer.encode_special_tokens = True
+        # Kept in the file by whoever used it last: a text is as long as it is.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         self._tokenizer, self._companions = tokenizer, companions or {}
 
     @classmethod
@@ -35,9 +39,9 @@ class TextTokenizer:
         if (folder / FILE).exists():
             return cls(Tokenizer.from_file(str(folder / FILE)), companions)
         if {"vocab.json", "merges.txt"} <= companions.keys():
-            from transformers import AutoTokenizer
+            from transformers import Qwen2Tokenizer
 
-            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True).backend_tokenizer, companions)
+            return cls(Qwen2Tokenizer.from_pretrained(folder, local_files_only=True).backend_tokenizer, companions)
         return None
 
     @classmethod
@@ -62,6 +66,13 @@ class TextTokenizer:
     @property
     def size(self) -> int:
         return self._tokenizer.get_vocab_size()
+
+    @property
+    def rows(self) -> int:
+        """Embedding rows for all ids that texts and their frames are made of, special tokens that had to be added apart."""
+        # Other special tokens never come out of a text.
+        unused = {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special and token.content not in self._had}
+        return max((i for i in self._tokenizer.get_vocab().values() if i not in unused), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model import UniMedVL
+from model.parallelize import load_sharded
 from model.testing import make_tiny
 from model.weights import CheckpointError
 
@@ -218,20 +222,78 @@ def qwen_files(tmp_path_factory):
     return folder
 
 
-def test_special_tokens_a_tokenizer_lacks_are_added_and_the_embeddings_grow(folder, qwen_files):
+def bare(folder: Path, qwen_files: Path) -> int:
+    """Give a folder Qwen2's two files, which know no special token, and embeddings for their ids alone; returns how many these are."""
     (folder / "tokenizer.json").unlink()
     for path in qwen_files.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     size = len(json.loads((qwen_files / "vocab.json").read_text()))
-    for name, cut in (("language_model.model.embed_tokens.weight", size), ("language_model.lm_head.weight", size)):
-        change(folder / "ema.safetensors", lambda t: t.update({name: t[name][:cut].clone()}))
+    set_vocabulary(folder, size)
+    return size
+
+
+def set_vocabulary(folder: Path, size: int) -> None:
+    for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
+        change(folder / "ema.safetensors", lambda t: t.update({name: t[name][:size].clone()}))
     config = json.loads((folder / "llm_config.json").read_text())
     (folder / "llm_config.json").write_text(json.dumps(config | {"vocab_size": size}))
+
+
+def test_special_tokens_a_tokenizer_lacks_are_added_and_the_embeddings_grow(folder, qwen_files):
+    size = bare(folder, qwen_files)
     model = UniMedVL.from_pretrained(folder)
     ids = model.config.special_tokens.model_dump().values()
     assert min(ids) >= size and model.config.llm.vocab_size == max(ids) + 1 == len(model.language_model.lm_head.weight)
     assert model.tokenizer.decode(model.tokenizer.encode("CT image <|im_end|>")) == "CT image <|im_end|>"
     assert model.chat(["CT"], max_new_tokens=2).completion_tokens >= 1
+    meta = UniMedVL.from_pretrained(folder, device="meta")
+    assert meta.config == model.config and meta.language_model.lm_head.weight.shape == model.language_model.lm_head.weight.shape
+
+
+def test_a_sharded_network_grows_as_the_whole_one(folder, qwen_files, tmp_path_factory):
+    bare(folder, qwen_files)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('store') / 'store'}", rank=0, world_size=1)
+    try:
+        sharded, whole = load_sharded(folder, init_device_mesh("cpu", (1,)), compute_dtype=None), UniMedVL.from_pretrained(folder)
+        assert sharded.config == whole.config
+        found = {key: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for key, tensor in sharded.state_dict().items()}
+        assert all(torch.equal(found[key], tensor) for key, tensor in whole.state_dict().items())
+    finally:
+        dist.destroy_process_group()
+
+
+def test_qwens_two_files_alone_are_a_tokenizer(folder, qwen_files):
+    bare(folder, qwen_files)
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer = UniMedVL.from_pretrained(folder).tokenizer
+    assert tokenizer.decode(tokenizer.encode("CT image of the abdomen")) == "CT image of the abdomen"
+
+
+def test_a_tokenizer_of_more_ids_than_the_embeddings_is_refused(folder):
+    """Rows are made up for special tokens that were added, and for nothing else."""
+    set_vocabulary(folder, 77)
+    with pytest.raises(CheckpointError, match=r"the tokenizer with ids up to \d+, but vocab_size is 77"):
+        UniMedVL.from_pretrained(folder, device="meta")
+
+
+@pytest.mark.parametrize("bos, told", [(5000, "special tokens with ids up to 5000, but vocab_size is 512"), (-1, "bos_token_id")])
+def test_special_tokens_without_a_row_are_refused(folder, bos, told):
+    (folder / "tokenizer.json").unlink()
+    config = json.loads((folder / "unimedvl_config.json").read_text())
+    config["special_tokens"]["bos_token_id"] = bos
+    (folder / "unimedvl_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=told):
+        UniMedVL.from_pretrained(folder)
+
+
+def test_a_text_is_neither_cut_nor_filled_up(folder):
+    """Whatever the last user of the tokenizer's file kept in it."""
+    text, plain = "Which imaging modality is this?", UniMedVL.from_pretrained(folder).tokenizer
+    kept = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    kept.enable_truncation(2)
+    kept.enable_padding(length=6)
+    kept.save(str(folder / "tokenizer.json"))
+    assert UniMedVL.from_pretrained(folder).tokenizer.encode(text) == plain.encode(text) != []
 
 
 def test_a_tokenizer_that_has_the_special_tokens_keeps_their_ids_and_the_embeddings(folder, qwen_files):
