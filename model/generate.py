@@ -55,14 +55,14 @@ def decode(model: "UniMedVL", context: Context, max_new_tokens: int, temperature
 
     Rows go on after their eos: the caller decides when to stop.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generators = [torch.Generator().manual_seed(seed) for _ in range(context.rows)] if temperature else []
     tokens = torch.full((context.rows,), model.config.special_tokens.bos_token_id, device=model.device)
     for _ in range(max_new_tokens):
         logits, context = step(model, context, tokens)
         logprobs = torch.log_softmax(logits.float() / temperature if temperature else logits.float(), dim=-1)
         if temperature:
-            # Drawn on the host: a seed means the same on every device.
-            tokens = torch.multinomial(logprobs.exp().cpu(), 1, generator=generator)[:, 0].to(model.device)
+            # Drawn on the host, each row by its own generator: a seed means the same on every device and in every batch.
+            tokens = torch.cat([torch.multinomial(row, 1, generator=rng) for row, rng in zip(logprobs.exp().cpu(), generators)]).to(model.device)
             scores = logprobs.gather(1, tokens[:, None])[:, 0]
         else:
             scores, tokens = logprobs.max(dim=-1)

@@ -1,5 +1,6 @@
 """Asking the network: chat (text out) and draw (image out), one or many at a time."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +13,9 @@ from torch import Tensor
 from model import denoise, generate
 from model.packing import Item, TextItem, VAEItem, ViTItem, item_cost, pack
 from model.preprocess import resize, to_image, to_tensor, upright
+from model.tokenizer import TextTokenizer
 
-Parts = Sequence[str | Image]
+Parts = str | Sequence[str | Image]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One step of a streamed answer: new text (may be empty), log-probability, and at the end the reason."""
+    """One step of a streamed answer: new text (may be empty), log-probability, and at the end the reason.
+
+    Where no token is asked for, the end is all there is: a step without text, of log-probability 0.
+    """
 
     text: str
     logprob: float
@@ -37,15 +42,25 @@ class Chunk:
 
 
 class InferenceMixin:
-    """The public verbs of `UniMedVL`. Conversations are lists of texts and PIL images, in order."""
+    """The public verbs of `UniMedVL`. Conversations are lists of texts and PIL images, in order, or one text."""
 
     def chat(self, parts: Parts, *, max_new_tokens: int = 48, temperature: float = 0.0, seed: int = 0) -> Answer:
-        """Answer one conversation; greedy at temperature 0."""
+        """Answer one conversation; greedy at temperature 0.
+
+        Raises:
+            ValueError: as `chat_batch`.
+        """
         return self.chat_batch([parts], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)[0]
 
     def chat_batch(self, conversations: Sequence[Parts], *, max_new_tokens: int = 48, temperature: float = 0.0, seed: int = 0) -> list[Answer]:
-        """Answer several conversations in one batch; each is independent of the others."""
-        context = self._understanding_context(conversations, max_new_tokens)
+        """Answer several conversations in one batch; each is independent of the others, and sampled with this seed as if alone.
+
+        Raises:
+            ValueError: `max_new_tokens` or `temperature` is negative or no finite number, or the network has no tokenizer.
+        """
+        if not conversations:
+            return []
+        context = self._understanding_context(conversations, max_new_tokens, temperature)
         prompt_tokens = context.lengths.tolist()
         eos = self.config.special_tokens.eos_token_id
         ids, logprobs, finished = [[] for _ in conversations], [[] for _ in conversations], [False] * len(conversations)
@@ -64,7 +79,9 @@ class InferenceMixin:
 
     def stream_chat(self, parts: Parts, *, max_new_tokens: int = 48, temperature: float = 0.0, seed: int = 0) -> Iterator[Chunk]:
         """The same answer as `chat`, token by token."""
-        context = self._understanding_context([parts], max_new_tokens)
+        context = self._understanding_context([parts], max_new_tokens, temperature)
+        if not max_new_tokens:
+            yield Chunk("", 0.0, "length")
         ids, shown = [], ""
         for (token,), (score,) in generate.decode(self, context, max_new_tokens, temperature, seed):
             if token == self.config.special_tokens.eos_token_id:
@@ -80,11 +97,11 @@ class InferenceMixin:
 
     def count_tokens(self, parts: Parts) -> int:
         """Sequence tokens the conversation takes before the answer."""
-        return sum(item_cost(self._understanding_item(part), self.config) for part in parts)
+        return sum(item_cost(self._understanding_item(part), self.config) for part in _each(parts))
 
-    def draw(self, parts: Parts | str, *, seed: int = 0, **options) -> Image:
+    def draw(self, parts: Parts, *, seed: int = 0, **options) -> Image:
         """One image from a prompt, or from images and an instruction; options as in `draw_batch`."""
-        return self.draw_batch([[parts] if isinstance(parts, str) else parts], seeds=[seed], **options)[0]
+        return self.draw_batch([parts], seeds=[seed], **options)[0]
 
     @torch.inference_mode()
     def draw_batch(
@@ -121,17 +138,23 @@ class InferenceMixin:
     @torch.inference_mode()
     def embed(self, images: Sequence[Image]) -> np.ndarray:
         """Mean connector output of each image, float32 [n, hidden]: the model's own view of it."""
+        if not images:
+            return np.zeros((0, self.config.llm.hidden_size), np.float32)
         packed = pack([[self._vit_item(image)] for image in images], self.config).to(self.device)
         features = self.connector(self.vit_model(packed.vit_patches, packed.vit_position_ids, packed.vit_lengths))
         return torch.stack([f.mean(dim=0) for f in features.split(packed.vit_lengths)]).float().cpu().numpy()
 
-    def _understanding_context(self, conversations: Sequence[Parts], room: int) -> generate.Context:
-        items = [[self._understanding_item(part) for part in parts] for parts in conversations]
-        return generate.prefill(self, items, room)
+    def _understanding_context(self, conversations: Sequence[Parts], max_new_tokens: int, temperature: float) -> generate.Context:
+        for name, value in (("max_new_tokens", max_new_tokens), ("temperature", temperature)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value}: it must be a finite number, and not negative")
+        self._words()
+        items = [[self._understanding_item(part) for part in _each(parts)] for parts in conversations]
+        return generate.prefill(self, items, max_new_tokens)
 
     def _generation_items(self, parts: Parts) -> list[Item]:
         items = []
-        for part in parts:
+        for part in _each(parts):
             if isinstance(part, str):
                 items.append(self._text_item(part))
             else:
@@ -152,7 +175,12 @@ class InferenceMixin:
         return self._text_item(part) if isinstance(part, str) else self._vit_item(part)
 
     def _text_item(self, text: str) -> TextItem:
-        return TextItem(self.tokenizer.encode(text))
+        return TextItem(self._words().encode(text))
+
+    def _words(self) -> TextTokenizer:
+        if self.tokenizer is None:
+            raise ValueError("this network has no tokenizer, since its folder holds none: it reads and writes ids alone")
+        return self.tokenizer
 
     def _vit_item(self, image: Image) -> ViTItem:
         return ViTItem(to_tensor(resize(upright(image), self.config.image.vit)))
@@ -179,3 +207,8 @@ class InferenceMixin:
             return latent.shape[1] // patch, latent.shape[2] // patch
         side = self.config.image.draw_size // stride
         return side, side
+
+
+def _each(parts: Parts) -> Sequence[str | Image]:
+    """A text alone is a conversation of one part, not of its letters."""
+    return [parts] if isinstance(parts, str) else parts

@@ -47,6 +47,47 @@ def test_answers_do_not_depend_on_their_batch(model, picture):
     np.testing.assert_allclose(together[0].logprobs, alone[0].logprobs, atol=1e-4)
 
 
+def test_sampled_answers_do_not_depend_on_their_batch(model, picture):
+    asked = [["Is this a CT?"], [picture, "Is this a CT?"], "A much longer question without any picture at all?"]
+    together = model.chat_batch(asked, max_new_tokens=8, temperature=1.0, seed=3)
+    assert [a.text for a in together] == [model.chat(parts, max_new_tokens=8, temperature=1.0, seed=3).text for parts in asked]
+    assert together[0].text != model.chat(asked[0], max_new_tokens=8, temperature=1.0, seed=4).text
+
+
+def test_a_text_alone_is_one_part(model):
+    assert model.chat("Is this a CT?", max_new_tokens=4) == model.chat(["Is this a CT?"], max_new_tokens=4)
+    assert model.count_tokens("Is this a CT?") == model.count_tokens(["Is this a CT?"])
+    drawn = model.draw_batch(["CT image", ["CT image"]], seeds=[1, 1], steps=3)
+    assert np.array_equal(drawn[0], drawn[1])
+
+
+def test_nothing_asked_is_nothing_answered(model):
+    assert model.chat_batch([]) == model.draw_batch([]) == []
+    assert model.embed([]).shape == (0, model.config.llm.hidden_size)
+
+
+def test_an_answer_of_no_token_ends_at_once(model):
+    answer, chunks = model.chat("CT", max_new_tokens=0), list(model.stream_chat("CT", max_new_tokens=0))
+    assert (answer.text, answer.completion_tokens, answer.finish_reason) == ("", 0, "length")
+    assert [(chunk.text, chunk.finish_reason) for chunk in chunks] == [("", "length")]
+
+
+@pytest.mark.parametrize("options", [{"max_new_tokens": -1}, {"temperature": -1.0}, {"temperature": float("nan")}])
+def test_an_answer_that_cannot_be_meant_is_refused(model, options):
+    told = f"{next(iter(options))}=.* must be a finite number"
+    with pytest.raises(ValueError, match=told):
+        model.chat("CT", **options)
+    with pytest.raises(ValueError, match=told):
+        next(model.stream_chat("CT", **options))
+
+
+def test_without_a_tokenizer_words_are_refused(picture):
+    network = UniMedVL(ModelConfig())
+    for ask in (lambda: network.chat([picture]), lambda: network.draw("CT image"), lambda: network.count_tokens(["CT"])):
+        with pytest.raises(ValueError, match="this network has no tokenizer"):
+            ask()
+
+
 def test_drawings_depend_on_their_own_seed_alone(model):
     both = model.draw_batch([["CT image"], ["MRI image"]], seeds=[5, 7], steps=4)
     alone = model.draw_batch([["MRI image"]], seeds=[7], steps=4)[0]
