@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from model.preprocess import fit, to_pixels
 
 # The published rule at 224 px: 16 x 16 patches.
-CONFIG = ModelConfig(image={"vit": {"max_size": 224, "min_size": 224, "stride": 14}}, vit_max_num_patch_per_side=16)
+CONFIG = ModelConfig(image={"vit": {"max_size": 224, "min_size": 224, "stride": 14}}, vit={"image_size": 224}, vit_max_num_patch_per_side=16)
 BATCH, SHARD_BYTES = 32, 8_000_000
 # Name of the package by name of the peer.
 PEERS = {"webdataset": "webdataset", "mosaicml-streaming": "streaming", "litdata": "litdata"}

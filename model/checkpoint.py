@@ -22,6 +22,10 @@ WEIGHT_NAMES = (WEIGHTS, "ema_bf16.safetensors", "ema.safetensors.index.json", "
 TABLES = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")
 
 
+# What tensors may be of, as safetensors calls it.
+FLOATS = ("F64", "F32", "BF16", "F16")
+
+
 def network_state(model: "UniMedVL") -> dict[str, Tensor]:
     """Tensors of the main weights file, by published name."""
     return {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("vae.")}
@@ -85,7 +89,7 @@ def open_weights(folder: Path) -> tuple[Weights, Weights]:
 
 
 def check_keys(model: "UniMedVL", weights: Weights, vae: Weights) -> None:
-    """Every tensor there, none left over, all of the right shape.
+    """Every tensor there, none left over, all of the right shape and of floating-point numbers.
 
     Raises:
         CheckpointError: naming file, key and shape.
@@ -147,7 +151,7 @@ def _read_config(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
     except KeyError as error:
         raise CheckpointError(f"{folder}: the configuration lacks {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{folder}: the configuration is not valid: {error}") from error
 
 
@@ -167,6 +171,7 @@ def _compare(wanted: dict[str, tuple[int, ...]], weights: Weights, optional: Ite
         for key in (wanted.keys() & found.keys()) - free
         if wanted[key] != found[key]
     ]
+    problems += [f"{key} is of {dtype}, not of {', '.join(FLOATS)}" for key, dtype in weights.dtypes.items() if key in wanted and dtype not in FLOATS]
     if problems:
         shown = "; ".join(sorted(problems)[:5])
         raise CheckpointError(f"{weights.path}: {shown}" + (f" and {len(problems) - 5} more" if len(problems) > 5 else ""))

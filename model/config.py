@@ -6,13 +6,15 @@ SigLIP configurations). What that folder leaves to code, `unimedvl_config.json` 
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 EXTRA_FILE = "unimedvl_config.json"
 # The same, as fixtures made with the reference code name it.
 REFERENCE_FILE = "tiny_extra_config.json"
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -34,10 +36,10 @@ class LLMConfig(_PublishedPart):
     num_hidden_layers: PositiveInt = 4
     num_attention_heads: PositiveInt = 6
     num_key_value_heads: PositiveInt = 2
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
+    rope_theta: Positive = 1e6
+    rms_norm_eps: Positive = 1e-6
     max_position_embeddings: PositiveInt = 4096
-    initializer_range: float = 0.02
+    initializer_range: Positive = 0.02
     hidden_act: Literal["silu"] = "silu"
     tie_word_embeddings: Literal[False] = False
     rope_scaling: None = None
@@ -52,6 +54,8 @@ class LLMConfig(_PublishedPart):
     def _divisible(self):
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError("hidden_size must be an even multiple of num_attention_heads")
+        if self.hidden_size % 4:
+            raise ValueError("hidden_size must be a multiple of 4, since the position tables have four parts")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         return self
@@ -67,13 +71,24 @@ class ViTConfig(_PublishedPart):
     patch_size: PositiveInt = 14
     image_size: PositiveInt = 112
     num_channels: PositiveInt = 3
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: Positive = 1e-6
     hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     model_type: Literal["siglip_vision_model"] = "siglip_vision_model"
 
     @property
     def layers_used(self) -> int:
         return self.num_hidden_layers - 1
+
+    @property
+    def positions(self) -> int:
+        """How many places of patches have learned embeddings."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @model_validator(mode="after")
+    def _divisible(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("hidden_size must be a multiple of num_attention_heads")
+        return self
 
 
 class VAEConfig(_Part):
@@ -86,8 +101,8 @@ class VAEConfig(_Part):
     norm_groups: PositiveInt = 4
     in_channels: PositiveInt = 3
     out_ch: PositiveInt = 3
-    scale_factor: float = 1.0
-    shift_factor: float = 0.0
+    scale_factor: Positive = 1.0
+    shift_factor: FiniteFloat = 0.0
 
     @property
     def downsample(self) -> int:
@@ -102,6 +117,11 @@ class ResizeRule(_Part):
     stride: PositiveInt
     max_pixels: PositiveInt = 14 * 14 * 9 * 1024
 
+    @property
+    def longest(self) -> int:
+        """The longest side in pixels that a picture can get: the largest size, rounded to the stride."""
+        return max(1, round(self.max_size / self.stride)) * self.stride
+
 
 class ImageConfig(_Part):
     """How pictures enter (ViT, VAE) and leave (`draw_size` px) the network."""
@@ -115,10 +135,10 @@ class SamplingConfig(_Part):
     """Defaults of image sampling. Drawing is guided as published; `tiny` edits better with less guidance, in fewer steps."""
 
     steps: int = Field(25, ge=2)
-    timestep_shift: float = Field(3.0, gt=0)
-    text_guidance: float = 4.0
-    edit_text_guidance: float = 1.5
-    edit_image_guidance: float = 1.0
+    timestep_shift: Positive = 3.0
+    text_guidance: FiniteFloat = 4.0
+    edit_text_guidance: FiniteFloat = 1.5
+    edit_image_guidance: FiniteFloat = 1.0
     draw_interval: tuple[float, float] = (0.4, 1.0)
 
 
@@ -146,7 +166,7 @@ class ModelConfig(BaseModel):
     latent_patch_size: PositiveInt = 2
     max_latent_size: PositiveInt = 8
     vit_max_num_patch_per_side: PositiveInt = 8
-    timestep_shift: float = Field(2.0, gt=0)
+    timestep_shift: Positive = 2.0
 
     @property
     def latent_stride(self) -> int:
@@ -159,14 +179,23 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _tables_cover_images(self):
+        image, patch, stride = self.image, self.vit.patch_size, self.latent_stride
+        for key, side, patch_side in (("image.vit.stride", image.vit.stride, patch), ("image.vae.stride", image.vae.stride, stride)):
+            if side % patch_side:
+                raise ValueError(f"{key}={side} must be a multiple of {patch_side}")
+        if image.draw_size < stride:
+            raise ValueError(f"image.draw_size={image.draw_size} must be at least {stride}")
         checks = (
-            ("image.vit.max_size", self.image.vit.max_size, self.vit.patch_size, self.vit_max_num_patch_per_side),
-            ("image.vae.max_size", self.image.vae.max_size, self.latent_stride, self.max_latent_size),
-            ("image.draw_size", self.image.draw_size, self.latent_stride, self.max_latent_size),
+            ("image.vit.max_size", image.vit.longest, patch, self.vit_max_num_patch_per_side),
+            ("image.vae.max_size", image.vae.longest, stride, self.max_latent_size),
+            ("image.draw_size", image.draw_size, stride, self.max_latent_size),
         )
-        for key, side, stride, table in checks:
-            if side // stride > table:
-                raise ValueError(f"{key}={side} needs {side // stride} positions a side; its table has {table}")
+        for key, side, patch_side, table in checks:
+            if side // patch_side > table:
+                raise ValueError(f"{key}: a picture of {side} px needs {side // patch_side} positions a side; its table has {table}")
+        last = (image.vit.longest // patch - 1) * (self.vit_max_num_patch_per_side + 1)
+        if last >= self.vit.positions:
+            raise ValueError(f"vit.image_size={self.vit.image_size} has {self.vit.positions} positions, but a picture of {image.vit.longest} px a side reaches number {last}")
         return self
 
     def save(self, folder: Path) -> None:
@@ -184,12 +213,12 @@ class ModelConfig(BaseModel):
     def load(cls, folder: Path) -> "ModelConfig":
         """Read a checkpoint folder's configuration; absent extras take the published 14B values."""
         folder = Path(folder)
-        parts = {"llm": QWEN2 | _read(folder / "llm_config.json"), "vit": SIGLIP | _read(folder / "vit_config.json")}
+        parts = {"llm": QWEN2 | _with_rope(_read(folder / "llm_config.json")), "vit": SIGLIP | _read(folder / "vit_config.json")}
         parts["llm"]["tie_word_embeddings"] = False  # the published code sets it, whatever the file says
         if (folder / EXTRA_FILE).exists():
             return cls(**parts, **_read(folder / EXTRA_FILE))
         if (folder / REFERENCE_FILE).exists():
-            return cls(**parts, **_reference_extras(_read(folder / REFERENCE_FILE), parts["vit"]["patch_size"]))
+            return cls(**parts, **_reference_extras(_read(folder / REFERENCE_FILE), ViTConfig(**parts["vit"])))
         return cls(**parts, **PUBLISHED_EXTRAS)
 
 
@@ -227,20 +256,30 @@ PUBLISHED_EXTRAS = {
 _FIXED = {"connector_act": "gelu_pytorch_tanh", "interpolate_pos": False, "vit_select_layer": -2, "vit_rope": False, "qk_norm": True, "layer_module": "Qwen2MoTDecoderLayer"}
 
 
-def _reference_extras(written: dict, vit_patch: int) -> dict:
+def _with_rope(llm: dict) -> dict:
+    """`rope_theta` beside the other keys, where the published files have it; transformers 5 writes it in `rope_parameters`."""
+    told = llm.get("rope_parameters") or {}
+    if told.get("rope_type", "default") != "default":
+        raise ValueError(f"rope_parameters: rope_type {told['rope_type']!r}, but this network has only 'default'")
+    return {key: told[key] for key in ("rope_theta",) if key in told} | llm
+
+
+def _reference_extras(written: dict, vit: ViTConfig) -> dict:
     """Extras from the reference's own words (`bagel`, `ae`, `special_tokens`), with the largest pictures its tables hold."""
     bagel, ae = written["bagel"], written["ae"]
     for key, value in _FIXED.items():
         if bagel.get(key, value) != value:
             raise ValueError(f"{REFERENCE_FILE}: {key}={bagel[key]!r}, but this network has {value!r} built in")
-    vit_side = bagel["vit_max_num_patch_per_side"] * vit_patch
+    table = bagel["vit_max_num_patch_per_side"]
+    # A patch at (n, n) has number n * (table + 1), for which there is to be a learned embedding too.
+    vit_side = min(table, (vit.positions - 1) // (table + 1) + 1) * vit.patch_size
     stride = 2 ** (len(ae["ch_mult"]) - 1) * bagel["latent_patch_size"]
     vae_side = bagel["max_latent_size"] * stride
     return {
         "name": "reference",
         "vae": {key: ae[key] for key in VAEConfig.model_fields if key != "norm_groups"} | {"norm_groups": 32},
         "image": {
-            "vit": {"max_size": vit_side, "min_size": min(378, vit_side // 2), "stride": vit_patch},
+            "vit": {"max_size": vit_side, "min_size": min(378, vit_side // 2), "stride": vit.patch_size},
             "vae": {"max_size": vae_side, "min_size": min(512, vae_side // 2), "stride": stride},
             "draw_size": vae_side,
         },

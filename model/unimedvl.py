@@ -68,7 +68,8 @@ class UniMedVL(InferenceMixin, nn.Module):
         On the `meta` device nothing is read but the files' headers: keys and shapes are checked at no cost.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or a tensor is missing, unexpected or misshapen.
+            CheckpointError: a file is missing or damaged, a tensor is missing, unexpected, misshapen or not of finite
+                floating-point numbers, or configuration and tokenizer do not fit.
         """
         from model.checkpoint import load_checkpoint
 

@@ -1,6 +1,7 @@
 """Tensors in safetensors files, opened without reading them: one file or several with an index."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -52,10 +53,23 @@ class Weights:
         """Shape of every tensor."""
         return {key: tuple(self._files[name].get_slice(inner).get_shape()) for key, (name, inner) in self._place.items()}
 
+    @cached_property
+    def dtypes(self) -> dict[str, str]:
+        """Number format of every tensor, as safetensors calls it."""
+        return {key: self._files[name].get_slice(inner).get_dtype() for key, (name, inner) in self._place.items()}
+
     def read(self, key: str) -> Tensor:
-        """The whole tensor."""
+        """The whole tensor.
+
+        Raises:
+            CheckpointError: it holds NaN or infinity.
+        """
         name, inner = self._place[key]
-        return self._files[name].get_tensor(inner)
+        tensor = self._files[name].get_tensor(inner)
+        # A sum shows both in a tenth of the time, but may itself overflow.
+        if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
+            raise CheckpointError(f"{self.path.parent / name}: {key} holds NaN or infinity")
+        return tensor
 
 
 def _weight_map(index: Path) -> dict[str, str]:

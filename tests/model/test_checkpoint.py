@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model import UniMedVL
+from model.config import ModelConfig
 from model.parallelize import load_sharded
 from model.testing import make_tiny
 from model.weights import CheckpointError
@@ -115,6 +116,29 @@ def test_a_wrong_key_is_named_with_its_shape_and_file(folder, file, edit, told):
         UniMedVL.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    "file, key, made, told",
+    [
+        ("ema", "language_model.model.norm.weight", lambda t: t.index_fill(0, torch.tensor([3]), torch.nan), "holds NaN or infinity"),
+        ("ae", "encoder.conv_in.bias", lambda t: t.index_fill(0, torch.tensor([3]), torch.inf), "holds NaN or infinity"),
+        ("ema", "language_model.lm_head.weight", lambda t: t.to(torch.int8), "is of I8, not of F64, F32, BF16, F16"),
+        ("ema", "latent_pos_embed.pos_embed", lambda t: t.long(), "is of I64"),
+        ("ema", "connector.fc1.bias", lambda t: t > 0, "is of BOOL"),
+        ("ema", "connector.fc1.bias", lambda t: t.to(torch.float8_e4m3fn), "is of F8_E4M3"),
+        ("ae", "encoder.conv_in.bias", lambda t: t.long(), "is of I64"),
+    ],
+)
+def test_a_tensor_that_cannot_be_computed_with_is_named(folder, file, key, made, told):
+    change(folder / f"{file}.safetensors", lambda t: t.update({key: made(t[key])}))
+    with pytest.raises(CheckpointError, match=rf"{file}.safetensors: {key} {told}"):
+        UniMedVL.from_pretrained(folder)
+
+
+def test_numbers_whose_sum_overflows_are_fine(folder):
+    change(folder / "ema.safetensors", lambda t: t.update({"connector.fc1.bias": torch.full([192], 6e4, dtype=torch.float16)}))
+    assert (UniMedVL.from_pretrained(folder).connector.fc1.bias == 6e4).all()
+
+
 def test_a_truncated_file_names_the_tensor_it_ends_in(folder):
     path = folder / "ema.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
@@ -145,6 +169,36 @@ def test_a_damaged_json_file_is_told(folder, file, content):
     (folder / file).write_text(content)
     with pytest.raises(CheckpointError, match=str(folder)):
         UniMedVL.from_pretrained(folder)
+
+
+def settle(path: Path, change: dict) -> None:
+    """Change values of a JSON file; those of a part are given as a dict."""
+    written = json.loads(path.read_text())
+    for key, value in change.items():
+        written[key] = written[key] | value if isinstance(value, dict) and key in written else value
+    path.write_text(json.dumps(written))
+
+
+@pytest.mark.parametrize(
+    "file, change, told",
+    [
+        ("llm", {"rope_theta": 0}, "rope_theta"),
+        ("llm", {"rms_norm_eps": float("nan")}, "rms_norm_eps"),
+        ("llm", {"hidden_size": 10, "num_attention_heads": 5, "num_key_value_heads": 5}, "hidden_size must be a multiple of 4"),
+        ("llm", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters"),
+        ("vit", {"num_attention_heads": 5}, "hidden_size must be a multiple of num_attention_heads"),
+        ("vit", {"image_size": 56}, "vit.image_size=56 has 16 positions, but a picture of 70 px a side reaches number 36"),
+        ("unimedvl", {"vae": {"scale_factor": 0}}, "scale_factor"),
+        ("unimedvl", {"image": {"vit": {"max_size": 70, "min_size": 70, "stride": 16}}}, "image.vit.stride=16 must be a multiple of 14"),
+        ("unimedvl", {"image": {"vae": {"max_size": 64, "min_size": 64, "stride": 8}}}, "image.vae.stride=8 must be a multiple of 16"),
+        ("unimedvl", {"image": {"vit": {"max_size": 77, "min_size": 70, "stride": 14}}, "vit_max_num_patch_per_side": 5}, "image.vit.max_size: a picture of 84 px needs 6 positions a side; its table has 5"),
+        ("unimedvl", {"image": {"draw_size": 8}}, "image.draw_size=8 must be at least 16"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_before_its_first_use(folder, file, change, told):
+    settle(folder / f"{file}_config.json", change)
+    with pytest.raises(CheckpointError, match=told):
+        UniMedVL.from_pretrained(folder, device="meta")
 
 
 def test_a_pickle_is_never_read(folder):
@@ -334,6 +388,25 @@ def test_a_silent_configuration_means_the_class_defaults(folder):
     path = folder / "llm_config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_theta"}))
     assert UniMedVL.from_pretrained(folder).config.llm.rope_theta == 10_000
+
+
+def test_rope_theta_is_read_where_transformers_5_writes_it(folder):
+    path = folder / "llm_config.json"
+    written = {k: v for k, v in json.loads(path.read_text()).items() if k != "rope_theta"}
+    path.write_text(json.dumps(written | {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}))
+    model = UniMedVL.from_pretrained(folder)
+    assert model.config.llm.rope_theta == 500.0
+    model.save_pretrained(folder)
+    assert UniMedVL.from_pretrained(folder).config == model.config
+
+
+def test_pictures_of_a_reference_folder_are_as_large_as_its_smallest_table(tmp_path):
+    golden = Path(__file__).parent.parent / "golden" / "checkpoint"
+    for path in golden.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert ModelConfig.load(tmp_path).image.vit.max_size == 112
+    settle(tmp_path / "vit_config.json", {"image_size": 56})
+    assert ModelConfig.load(tmp_path).image.vit.max_size == 28
 
 
 def test_reference_extras_that_lack_a_token_or_a_size_are_refused(tmp_path):
