@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from model.unimedvl import UniMedVL
 
 WEIGHTS, VAE_WEIGHTS = "ema.safetensors", "ae.safetensors"
-# The published loader's names, then the Hugging Face ones; the first that is there is read.
+# The published names, then the Hugging Face ones; the first that is there is read. The published loader takes the bf16 copy
+# first; here it comes second: training wants what it was made from, and what is saved here must not hide behind an older copy.
 WEIGHT_NAMES = (WEIGHTS, "ema_bf16.safetensors", "ema.safetensors.index.json", "model.safetensors.index.json", "model.safetensors")
 # Fixed tables: computed anew where a folder lacks them or was made for another table size.
 TABLES = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")

@@ -27,16 +27,20 @@ class Together:
         self.layers = layers
         self._held = [layer._parameters for layer in layers]
         self._joined: _Joined | None = None
+        self._mixed = False  # weights of several precisions: each is kept as it is, and multiplied in the input's
 
     def __call__(self, x: Tensor) -> Tensor:
         joined = self._in_place(x)
-        return torch.cat([layer(x) for layer in self.layers], dim=-1) if joined is None else self._product(x, joined)
+        if joined is not None:
+            return self._product(x, joined)
+        return torch.cat([_in_precision_of(x, layer) if self._mixed else layer(x) for layer in self.layers], dim=-1)
 
     @torch.no_grad()
     def lay_side_by_side(self) -> None:
-        """Move the weights next to one another; what is not there yet (meta) or spread over processes (DTensor) stays."""
+        """Move the weights next to one another; what is not there yet (meta), spread over processes (DTensor) or of several precisions stays."""
         parameters = self._parameters()
-        if any(p.is_meta or type(p.data) is not Tensor for p in parameters) or (self._joined and self._joined.places == _places(parameters)):
+        self._mixed = len({p.dtype for p in parameters}) > 1
+        if self._mixed or any(p.is_meta or type(p.data) is not Tensor for p in parameters) or (self._joined and self._joined.places == _places(parameters)):
             return
         weight, *bias = (_move([getattr(layer, name) for layer in self.layers]) for name in ("weight", "bias") if getattr(self.layers[0], name) is not None)
         self._joined = _Joined(_places(parameters), weight, bias[0] if bias else None)
@@ -77,6 +81,10 @@ class _Product(torch.autograd.Function):
 
 def _places(parameters: Sequence[nn.Parameter]) -> list[int]:
     return [p.data_ptr() for p in parameters]
+
+
+def _in_precision_of(x: Tensor, layer: nn.Linear) -> Tensor:
+    return F.linear(x, layer.weight.to(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
 
 def _move(parameters: Sequence[nn.Parameter]) -> Tensor:

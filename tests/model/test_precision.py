@@ -1,9 +1,13 @@
 """Narrower numbers: stored as bfloat16, or computed in it where autocast chooses."""
 
+import copy
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from model import UniMedVL
 from model.testing import make_tiny
@@ -48,3 +52,15 @@ def test_a_bfloat16_checkpoint_answers_draws_and_is_saved_as_it_was(folder, tmp_
     model.save_pretrained(tmp_path / "second")
     for name in ("ema.safetensors", "ae.safetensors"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_weights_of_several_precisions_answer_and_are_saved_as_they_were(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "first")
+    path, name = tmp_path / "first" / "ema.safetensors", "language_model.model.layers.0.self_attn.q_proj.weight"
+    tensors = load_file(path)
+    save_file(tensors | {name: tensors[name].bfloat16()}, path)
+    model = UniMedVL.from_pretrained(tmp_path / "first")
+    found, wanted = (m.chat("Is this a CT?", max_new_tokens=3).logprobs for m in (model, copy.deepcopy(model).float().eval()))
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    UniMedVL.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    assert (tmp_path / "second" / "ema.safetensors").read_bytes() == path.read_bytes()
