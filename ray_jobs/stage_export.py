@@ -16,11 +16,13 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from infra.settings import get_settings
 from infra.store import ObjectStore
-from model.checkpoint import WEIGHTS, open_weights
+from model.checkpoint import TABLES, WEIGHTS, network_state, open_checkpoint, read_rows
+from model.weights import Weights
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed, fetch
 from ray_jobs.training_state import AVERAGE
 
 PART_BYTES = 4 * 2**30
+EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
 
 def export_average(start: Path, run: str, store: ObjectStore, out: Path, part_bytes: int = PART_BYTES) -> None:
@@ -37,7 +39,13 @@ def export_average(start: Path, run: str, store: ObjectStore, out: Path, part_by
         for path in start.iterdir():
             if path.is_file() and not _is_main(path.name):
                 shutil.copy(path, out / path.name)
-        _write(_parts(start, Path(folder), part_bytes), out)
+        model, weights, _ = open_checkpoint(start)
+        if model.config.llm.vocab_size != weights.shapes[EMBEDDINGS][0]:
+            # The stage has trained rows for special tokens that the start's files do not know yet.
+            model.config.save(out)
+            model.tokenizer.save(out)
+        rows = {key: len(tensor) for key, tensor in network_state(model).items() if key not in TABLES}
+        _write(_parts(weights, rows, Path(folder), part_bytes), out)
 
 
 def _is_main(name: str) -> bool:
@@ -45,15 +53,14 @@ def _is_main(name: str) -> bool:
     return name.startswith(("ema", "model")) and ".safetensors" in name
 
 
-def _parts(start: Path, checkpoint: Path, part_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-    """The network's tensors in parts of at most so many bytes."""
-    weights = open_weights(start)[0]
+def _parts(weights: Weights, rows: dict[str, int], checkpoint: Path, part_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+    """The network's tensors, with so many rows, in parts of at most so many bytes."""
     reader = HuggingFaceStorageReader(str(checkpoint))
     learned = reader.read_metadata().state_dict_metadata
     part: dict[str, torch.Tensor] = {}
     size = 0
     for key in sorted(weights.shapes):
-        tensor = weights.read(key)
+        tensor = read_rows(weights, key, rows.get(key, weights.shapes[key][0]))
         if AVERAGE + key in learned:
             tensor = torch.empty_like(tensor, dtype=torch.float32)
         if part and size + tensor.nbytes > part_bytes:

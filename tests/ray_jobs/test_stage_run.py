@@ -1,16 +1,22 @@
 """What a stage survives: each fault is caused, and what goes on is compared with the undisturbed run."""
 
+import json
 import resource
+import shutil
 from contextlib import contextmanager
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from infra.store import model_store
+from model import UniMedVL
 from model.config import ModelConfig
 from model.testing import make_tiny
 from ray_jobs.meter import Meter
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
+from ray_jobs.stage_export import export_average
 from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, learned, same, start
 
 
@@ -142,3 +148,23 @@ def test_a_stage_stops_early_where_nothing_gets_better(tiny, tmp_path):
     run, told = start(tiny, "early", tmp_path, stage=type(STAGE)(**stage.model_dump()))
     run.validation = Flat()
     assert run.run() == "finished" and run.progress.step == 6 and told.kinds()[-1] == "early-stop"
+
+
+def test_a_stage_that_gave_a_tokenizer_its_special_tokens_is_exported_with_them(tiny, s3, tmp_path):
+    folder, out = shutil.copytree(tiny, tmp_path / "start"), tmp_path / "out"
+    out.mkdir()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(["CT"], trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    size, tensors = tokenizer.get_vocab_size(), load_file(folder / "ema.safetensors")
+    cut = {key: tensors[key][:size].clone() for key in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")}
+    save_file(tensors | cut, folder / "ema.safetensors")
+    written = json.loads((folder / "llm_config.json").read_text())
+    (folder / "llm_config.json").write_text(json.dumps(written | {"vocab_size": size}))
+    run, _ = start(folder, "grown", tmp_path / "scratch", stage=STAGE.model_copy(update={"steps": 1}))
+    assert run.run() == "finished"
+    export_average(folder, "grown", model_store(), out)
+    exported = UniMedVL.from_pretrained(out)
+    assert exported.config == UniMedVL.from_pretrained(folder).config and exported.config.llm.vocab_size == size + 4
+    assert torch.equal(exported.language_model.lm_head.weight, learned(run)["average/language_model.lm_head.weight"])
