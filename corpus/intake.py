@@ -251,7 +251,7 @@ class _Reading:
             if isinstance(item, Rejection):
                 self.aside.append(item)
                 continue
-            self.left_out += item.left_out
+            self.left_out += item.left_out + sum(max(map(len, turn[:2])) > self.params.quality.max_text for turn in item.turns)
             record, origin = fingerprint(item, self.key)
             if not self.known.has_read(origin):
                 origins.append(origin)

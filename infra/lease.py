@@ -1,11 +1,10 @@
 """A lease on S3: one holder at a time, freed by time when its holder dies."""
 
-import json
 import threading
 import time
 from collections.abc import Callable
 
-from infra.store import MissingObject, ObjectStore, PreconditionFailed, model_store
+from infra.store import CorruptObject, MissingObject, ObjectStore, PreconditionFailed, model_store
 
 OnWait = Callable[[str], None]
 
@@ -50,7 +49,7 @@ class Lease:
         end, told = time.monotonic() + self.wait_s, 0.0
         while True:
             try:
-                return self._write(*self._free())
+                return self._write(self._free())
             except LeaseHeld as held:
                 if time.monotonic() >= end:
                     raise
@@ -59,31 +58,34 @@ class Lease:
                     told = time.monotonic()
                 time.sleep(1)
 
-    def _free(self) -> tuple[dict | None, str | None]:
+    def _free(self) -> str | None:
+        """The etag of the lease that may be taken over, None where there is none yet. Raises LeaseHeld."""
         current, etag = self._read()
         if current and current["holder"] != self.holder and current["expires"] > time.time():
             left = current["expires"] - time.time()
             raise LeaseHeld(f"{self.key}: other work ({current['holder'][:12]}) holds it; if that died, it is free in {left:.0f} s")
-        return current, etag
+        return etag
 
     def _read(self) -> tuple[dict | None, str | None]:
         try:
-            data, etag = self.store.get_with_etag(self.key)
+            return self.store.get_json_with_etag(self.key, ("holder", "expires"))
         except MissingObject:
             return None, None
-        return json.loads(data), etag
+        except CorruptObject:
+            # Nobody can tell whose it is: it is free.
+            return None, self.store.get_with_etag(self.key)[1]
 
-    def _write(self, current: dict | None, etag: str | None) -> None:
+    def _write(self, etag: str | None) -> None:
         record = {"holder": self.holder, "expires": time.time() + self.ttl_s}
         try:
-            self.store.put_json(self.key, record, **({"if_match": etag} if current else {"if_absent": True}))
+            self.store.put_json(self.key, record, **({"if_match": etag} if etag else {"if_absent": True}))
         except PreconditionFailed:
             raise LeaseHeld(f"{self.key}: somebody else took it at the same moment; try again") from None
 
     def _renew(self) -> None:
         while not self._stop.wait(self.ttl_s / 3):
             try:
-                self._write(*self._free())
+                self._write(self._free())
             except (LeaseHeld, OSError):
                 # A store that is away for a moment must not end the work; the next turn tries again.
                 continue

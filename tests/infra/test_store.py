@@ -175,8 +175,11 @@ def test_one_holder_of_a_lease_who_may_enter_again(s3):
 def test_the_lease_of_a_dead_holder_runs_out(s3):
     import time
 
+    model_store().put("leases/torn.json", b'{"holder": "go')
+    with Lease("torn", "next"), pytest.raises(LeaseHeld, match="next"):
+        Lease("torn", "third").__enter__()
     lease = Lease("dead", "gone", ttl_s=2)
-    lease._write(*lease._free())
+    lease._write(lease._free())
     with pytest.raises(LeaseHeld):
         Lease("dead", "next").__enter__()
     time.sleep(2.2)
