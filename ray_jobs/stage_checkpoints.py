@@ -2,7 +2,8 @@
 
 Tensors are saved by torch.distributed.checkpoint as safetensors, each worker its own shards, so nothing is
 gathered and any number of workers can read them back. A checkpoint is a folder `runs/<run>/checkpoints/<step>-<attempt>/`
-with shards, `state.json` and `commit.json`; the last names every file with size and SHA-256.
+with shards, `state.json` and `commit.json`; the last names every file with size and SHA-256. One that is found damaged
+loses its marker to the name `damaged.json`: its files stay to be looked at, and it counts no more as one to go back to.
 """
 
 import json
@@ -11,6 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -24,10 +26,14 @@ from infra.records import file_sha256, utc_now
 from infra.store import MissingObject, ObjectStore
 from ray_jobs.place import Place, from_first, gather
 
-COMMIT, STATE = "commit.json", "state.json"
+COMMIT, STATE, DAMAGED = "commit.json", "state.json", "damaged.json"
 
 # DCP warns that HF storage keeps no extra metadata; ours lies in state.json.
 warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
+
+
+class DamagedCheckpoint(RuntimeError):
+    """A committed checkpoint is not what was written; the message names what of it."""
 
 
 class StageCheckpoints:
@@ -81,18 +87,27 @@ class StageCheckpoints:
         """Fill `tensors` from the newest checkpoint that is whole (of a step below `before`); returns (state, streams).
 
         One that is damaged is told, and the one before it is taken. None: there is none.
+
+        Raises:
+            OSError: a checkpoint cannot be fetched now, which says nothing against it: the store is silent, the disk is full.
         """
         self.wait()
         names = patiently(lambda: committed(self.store, self.prefix), self.outage_minutes) if self.place.first else None
-        for name in from_first(names, self.place.workers, self._group):
+        names, damaged = from_first(names, self.place.workers, self._group), 0
+        for name in names:
             step = int(name.split("-")[0])
             if before is not None and step >= before:
                 continue
             folder, problem = self._fetched(name)
             problems = [p for p in gather(problem, self.place.workers, self._group) if p]
+            # The machine's trouble or the store's, not the checkpoint's. It is everybody's, so that all end together.
+            for trouble in (p for p in problems if not isinstance(p, DamagedCheckpoint)):
+                self._tell(step, "checkpoint-unread", f"{_told(trouble)}; it stays, and the next attempt begins with it")
+                raise trouble
             if problems:
-                if self.place.first:
-                    self.on_event(step, "corrupt-checkpoint", f"{problems[0]}; going back to the one before")
+                self._tell(step, "corrupt-checkpoint", f"{problems[0]}; going back to the one before")
+                self._put_aside(name)
+                damaged += 1
                 continue
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=self.place.workers == 1)
             saved = json.loads((folder / STATE).read_text())
@@ -100,6 +115,8 @@ class StageCheckpoints:
             if self.place.first_here:
                 shutil.rmtree(folder, ignore_errors=True)
             return saved["state"], saved["streams"]
+        if names and damaged == len(names):
+            self._tell(0, "no-checkpoint-left", f"none of the {damaged} committed ones is whole; their files stay under {self.prefix} until the run is past them")
         return None
 
     def _publish(self, step: int, written: Future, folder: Path, state: str, streams: dict) -> None:
@@ -121,8 +138,8 @@ class StageCheckpoints:
             except Exception as problem:
                 errors = [_told(problem)]
         self.last_error = errors[0] if errors else None
-        if errors and self.place.first:
-            self.on_event(step, "checkpoint-failed", errors[0])
+        if errors:
+            self._tell(step, "checkpoint-failed", errors[0])
         for name in files:
             (folder / name).unlink(missing_ok=True)
         if self.place.first_here:
@@ -149,16 +166,31 @@ class StageCheckpoints:
         for key in sorted(old, key=lambda key: not key.endswith(COMMIT)):
             self.store.delete(key)
 
-    def _fetched(self, name: str) -> tuple[Path, str | None]:
-        """The folder of a checkpoint on this machine, and what is wrong with it."""
+    def _put_aside(self, name: str) -> None:
+        """It is committed no more, so no good one has to go for it; its files stay until the run is past its step."""
+        if not self.place.first:
+            return
+        marker = f"{self.prefix}{name}/{COMMIT}"
+        with suppress(MissingObject):
+            self._patiently(lambda: self.store.put(f"{self.prefix}{name}/{DAMAGED}", self.store.get(marker)))
+        self._patiently(lambda: self.store.delete(marker))
+
+    def _fetched(self, name: str) -> tuple[Path, Exception | None]:
+        """The folder of a checkpoint on this machine, and what kept it from being there whole."""
         folder = self.scratch / f"resume-{name}"
         if not self.place.first_here:
             return folder, None
         try:
             self._patiently(lambda: fetch(self.store, f"{self.prefix}{name}", folder))
-        except (MissingObject, OSError) as error:
-            return folder, str(error)
+        except (DamagedCheckpoint, OSError) as problem:
+            shutil.rmtree(folder, ignore_errors=True)
+            return folder, problem
         return folder, None
+
+    def _tell(self, step: int, kind: str, detail: str) -> None:
+        if self.place.first:
+            print(f"checkpoint, step {step}: {kind}: {detail}", flush=True)
+            self.on_event(step, kind, detail)
 
     def _patiently(self, work: Callable) -> object:
         return patiently(work, self.outage_minutes, lambda line: print(f"checkpoint: {line}", flush=True))
@@ -175,7 +207,7 @@ def committed(store: ObjectStore, prefix: str) -> list[str]:
     """Names of the committed checkpoints, newest first."""
     names = [entry.key.removeprefix(prefix).split("/")[0] for entry in store.list(prefix) if entry.key.endswith(f"/{COMMIT}")]
     # Two of one step: the attempt that was written later.
-    written = {name: store.get_json(f"{prefix}{name}/{COMMIT}")["at"] for name in names} if len({n.split("-")[0] for n in names}) < len(names) else {}
+    written = {name: _written(store, f"{prefix}{name}") for name in names} if len({n.split("-")[0] for n in names}) < len(names) else {}
     return sorted(names, key=lambda name: (name.split("-")[0], written.get(name, "")), reverse=True)
 
 
@@ -183,16 +215,39 @@ def fetch(store: ObjectStore, prefix: str, folder: Path) -> None:
     """Download a committed checkpoint.
 
     Raises:
-        OSError: a file is not what the marker says.
-        MissingObject: a file is gone.
+        DamagedCheckpoint: its marker cannot be read, or a file is gone or not what the marker says.
+        OSError: it cannot be fetched now, whatever it is worth.
     """
-    marker = store.get_json(f"{prefix}/{COMMIT}")
-    for name, wanted in marker["files"].items():
+    for name, wanted in _marker(store, prefix)["files"].items():
         path = folder / name
-        store.download_file(f"{prefix}/{name}", path)
+        try:
+            store.download_file(f"{prefix}/{name}", path)
+        except MissingObject as error:
+            raise DamagedCheckpoint(str(error)) from None
         if _described(path) != wanted:
             path.unlink()
-            raise OSError(f"{prefix}/{name} is damaged: its size or SHA-256 is not what {COMMIT} says")
+            raise DamagedCheckpoint(f"{prefix}/{name} is damaged: its size or SHA-256 is not what {COMMIT} says")
+
+
+def _marker(store: ObjectStore, prefix: str) -> dict:
+    """What was written last of a checkpoint. Raises DamagedCheckpoint where that is no such marker."""
+    try:
+        marker = store.get_json(f"{prefix}/{COMMIT}")
+    except MissingObject as error:
+        raise DamagedCheckpoint(str(error)) from None
+    except ValueError:
+        marker = None
+    if not isinstance(marker, dict) or not isinstance(marker.get("at"), str) or not isinstance(marker.get("files"), dict) or STATE not in marker["files"]:
+        raise DamagedCheckpoint(f"{prefix}/{COMMIT} is damaged: it does not name the checkpoint's files")
+    return marker
+
+
+def _written(store: ObjectStore, prefix: str) -> str:
+    """When a checkpoint was committed; before all others where its marker does not say."""
+    try:
+        return _marker(store, prefix)["at"]
+    except DamagedCheckpoint:
+        return ""
 
 
 def _described(path: Path) -> dict:

@@ -29,7 +29,7 @@ def export_average(start: Path, run: str, store: ObjectStore, out: Path, part_by
     """Write the folder of the run's newest checkpoint to `out`: one `ema.safetensors`, or parts and their index if it is larger.
 
     Raises:
-        OSError: the checkpoint is damaged.
+        DamagedCheckpoint: the run's newest checkpoint is not whole.
     """
     prefix = checkpoints_prefix(run)
     scratch = get_settings().state_dir / "cache"

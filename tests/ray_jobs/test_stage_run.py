@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from infra.store import model_store
+from infra.store import StoreUnavailable, model_store
 from model import UniMedVL
 from model.config import ModelConfig
 from model.testing import make_tiny
 from ray_jobs.meter import Meter
-from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
+from ray_jobs.place import alone
+from ray_jobs.stage_checkpoints import StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
 from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, learned, same, start
 
@@ -75,6 +76,67 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tiny, undistur
     assert second.run() == "finished" and told.kinds()[:2] == ["corrupt-checkpoint", "resumed"]
     assert told.events[0][0] == 9 and key in told.events[0][2] and told.events[1][0] == 8
     assert same(learned(second), undisturbed[0])
+
+
+def kept_by(run: str, folder, keep: int = 2) -> tuple[StageCheckpoints, list[str]]:
+    """Checkpoints of a run that has but one number, and the kinds of what they tell."""
+    kinds = []
+    return StageCheckpoints(run, model_store(), alone(), folder, keep, 0.01, lambda step, kind, detail: kinds.append(kind)), kinds
+
+
+def save(checkpoints: StageCheckpoints, step: int) -> None:
+    checkpoints.save(step, {"weights/one": torch.full((3,), float(step))}, {"step": step}, {})
+    assert checkpoints.wait()
+
+
+def step_in(checkpoints: StageCheckpoints) -> int | None:
+    """The step that is gone on from."""
+    found = checkpoints.load({"weights/one": torch.zeros(3)})
+    return found[0]["step"] if found else None
+
+
+def spoil(run: str, name: str, file: str, data: bytes) -> None:
+    model_store().put(f"{checkpoints_prefix(run)}{name}/{file}", data)
+
+
+@pytest.mark.parametrize("data", [b"", b'{"step": 20, "fil', b'{"step": 20, "at": "x"}', b'{"files": {}, "at": "x"}', b"[]", b"\xff\xfe\x00"])
+def test_a_damaged_marker_is_told_and_the_checkpoint_before_is_taken(s3, tmp_path, data):
+    first, _ = kept_by("marker", tmp_path / "a")
+    save(first, 10)
+    save(first, 20)
+    spoil("marker", in_store("marker")[0], "commit.json", data)
+    # A second attempt has written the same step: which was later is asked of both markers.
+    again, kinds = kept_by("marker", tmp_path / "b", keep=3)
+    save(again, 20)
+    newest = in_store("marker")[0]
+    spoil("marker", newest, "commit.json", data)
+    assert step_in(again) == 10 and kinds == ["corrupt-checkpoint"] * 2
+    assert model_store().get(f"{checkpoints_prefix('marker')}{newest}/damaged.json") == data
+    model_store().delete_dir(checkpoints_prefix("marker"))
+
+
+def test_a_damaged_checkpoint_takes_no_good_ones_place(s3, tmp_path):
+    checkpoints, kinds = kept_by("aside", tmp_path, keep=1)
+    save(checkpoints, 20)
+    spoil("aside", in_store("aside")[0], "state.json", b"{")
+    assert step_in(checkpoints) is None and kinds == ["corrupt-checkpoint", "no-checkpoint-left"]
+    for step in (5, 10):
+        save(checkpoints, step)
+        assert [name.split("-")[0] for name in in_store("aside")] == [f"{step:08d}"]
+    assert step_in(checkpoints) == 10
+
+
+def test_what_is_wrong_with_the_machine_or_the_store_is_no_damaged_checkpoint(s3, tmp_path, monkeypatch):
+    checkpoints, kinds = kept_by("unread", tmp_path)
+    save(checkpoints, 10)
+    for trouble in (OSError(28, "No space left on device"), StoreUnavailable("the object store does not answer")):
+        def refuse(self, key, path, trouble=trouble):
+            raise trouble
+
+        with monkeypatch.context() as patched, pytest.raises(type(trouble)):
+            patched.setattr("infra.store.ObjectStore.download_file", refuse)
+            step_in(checkpoints)
+    assert kinds == ["checkpoint-unread"] * 2 and step_in(checkpoints) == 10
 
 
 def test_old_checkpoints_go_and_uncommitted_ones_are_never_read(tiny, tmp_path):
