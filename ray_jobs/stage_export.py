@@ -30,6 +30,7 @@ def export_average(start: Path, run: str, store: ObjectStore, out: Path, part_by
 
     Raises:
         DamagedCheckpoint: the run's newest checkpoint is not whole.
+        ValueError: a tensor is not finite.
     """
     prefix = checkpoints_prefix(run)
     scratch = get_settings().state_dir / "cache"
@@ -74,6 +75,9 @@ def _parts(weights: Weights, rows: dict[str, int], checkpoint: Path, part_bytes:
 def _filled(part: dict[str, torch.Tensor], learned: dict, checkpoint: Path) -> dict[str, torch.Tensor]:
     averaged = {AVERAGE + key: tensor for key, tensor in part.items() if AVERAGE + key in learned}
     dcp.load(averaged, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
+    for key, tensor in part.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{key} holds what is no finite number; such a network is not published")
     return {key: tensor.contiguous() for key, tensor in part.items()}
 
 

@@ -1,7 +1,10 @@
 """The training loop of a stage, as each worker runs it."""
 
 import time
+from math import isfinite
 from typing import Literal
+
+import torch
 
 from model.curriculum import StageParams, TrainingParams
 from model.unimedvl import UniMedVL
@@ -75,8 +78,8 @@ class StageRun:
             self._note(batch, outcome)
             # While the loader's thread has nothing to do: each tensor that ends lets another thread run first.
             del batch
-            if self.progress.watchdog.gives_up(self.training.anomaly):
-                if not self._roll_back():
+            if why := self._gone_wrong():
+                if not self._roll_back(why):
                     return "diverged"
                 continue
             self._after(self.progress.step)
@@ -88,6 +91,16 @@ class StageRun:
         self._save()
         self._require_saved()
         return "finished"
+
+    def _gone_wrong(self) -> str:
+        """Why the run must go back, or nothing. After the last step no later one would tell what that step has done."""
+        progress = self.progress
+        ends = progress.step >= self.stage.steps
+        if progress.watchdog.gives_up(self.training.anomaly) or (ends and progress.watchdog.bad):
+            return f"{progress.watchdog.bad} bad steps in a row" + " up to the last" * ends
+        if ends and self.stepper.sum(torch.tensor([self.state.not_finite()])).item():
+            return "weights that are not finite after the last step"
+        return ""
 
     def _after(self, step: int) -> None:
         """What is due after a step: a log line, a validation, a checkpoint."""
@@ -149,23 +162,23 @@ class StageRun:
                 print(f"resumed at step {self.progress.step}", flush=True)
                 self.log.event(self.progress.step, "resumed", f"on {self.place.workers} workers")
 
-    def _roll_back(self) -> bool:
+    def _roll_back(self, why: str) -> bool:
         """Go back to the last good checkpoint, or the one before where that did not help; the data goes on, not back.
 
         False when it was gone back too often, or there is nothing to go back to.
         """
         now = self.progress
         if now.rollbacks >= self.training.anomaly.max_rollbacks:
-            return self._diverged(f"{now.watchdog.bad} bad steps in a row after going back {now.rollbacks} times")
+            return self._diverged(f"{why} after going back {now.rollbacks} times")
         found = self.checkpoints.load(self.state.tensors(), before=now.rolled_back_to) or self.checkpoints.load(self.state.tensors())
         if not found:
-            return self._diverged(f"{now.watchdog.bad} bad steps in a row, and no checkpoint to go back to")
+            return self._diverged(f"{why}, and no checkpoint to go back to")
         then = Progress.from_json(found[0])
         then.rollbacks, then.rolled_back_to, then.seconds = now.rollbacks + 1, then.step, self.meter.seconds
         then.watchdog.skipped = now.watchdog.skipped
         self.state.progress = then
         self.meter.go_on_from(then.sums, then.good)
-        self._tell("rolled-back", f"from step {now.step} to {then.step}, with new data")
+        self._tell("rolled-back", f"from step {now.step} to {then.step}, with new data: {why}")
         return True
 
     def _diverged(self, why: str) -> bool:
@@ -186,8 +199,10 @@ class StageRun:
         self.meter.paused(time.perf_counter() - begun)
 
     def _stop_early(self, step: int, loss: float) -> None:
-        """Every worker has the same loss, so all of them stop or none."""
+        """Every worker has the same loss, so all of them stop or none. One that is no number is for the next steps to judge."""
         rule, progress = self.stage.early_stop, self.progress
+        if not isfinite(loss):
+            return
         if progress.best is None or loss < progress.best - (rule.min_delta if rule else 0):
             progress.best, progress.since_best = loss, 0
             return

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from model.curriculum import StageParams
 from model.optimisation import EMA, make_optimiser, set_trainable
@@ -56,6 +57,11 @@ class TrainingState:
     @property
     def step(self) -> int:
         return self.progress.step
+
+    def not_finite(self) -> int:
+        """How many of this worker's weights and averages hold what is no finite number."""
+        held = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in (*self.parameters.values(), *self.ema.average.values()))
+        return sum(not tensor.isfinite().all() for tensor in held)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by a name of their own; loading a checkpoint fills them in place."""

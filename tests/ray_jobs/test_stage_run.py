@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from infra.store import StoreUnavailable, model_store
 from model import UniMedVL
+from model.checkpoint import open_weights
 from model.config import ModelConfig
 from model.testing import make_tiny
 from ray_jobs.meter import Meter
@@ -171,6 +172,30 @@ def test_a_run_that_cannot_be_helped_ends_with_a_report(tiny, tmp_path):
     assert told.kinds()[-1] == "diverged" and "learning rate" in run.why
 
 
+def test_a_stage_ends_on_a_good_step_alone(tiny, s3, tmp_path):
+    run, told = start(tiny, "last", tmp_path, spoilt=frozenset({11}))
+    assert run.run() == "finished" and told.kinds() == ["skipped-step", "rolled-back"]
+    assert run.loader.positions["0"] == 12 + 4 and run.progress.watchdog.bad == 0
+
+
+@pytest.mark.parametrize("steps, rate, why", [(3, 1e38, "bad steps in a row up to the last"), (1, 1e39, "not finite after the last step")])
+def test_weights_that_are_lost_at_the_end_are_no_finished_stage(tiny, s3, tmp_path, steps, rate, why):
+    stage = STAGE.model_copy(update={"steps": steps, "learning_rate": rate, "warmup_steps": 0})
+    run, told = start(tiny, f"end-{steps}", tmp_path, stage=stage)
+    assert run.run() == "diverged" and why in run.why and not in_store(f"end-{steps}")
+
+
+def test_what_is_not_finite_is_not_published(tiny, s3, tmp_path):
+    key = next(iter(start(tiny, "unused", tmp_path)[0].state.parameters))
+    checkpoints, _ = kept_by("not-finite", tmp_path)
+    tensor = open_weights(tiny)[0].read(key)
+    tensor.view(-1)[0] = float("inf")
+    checkpoints.save(1, {f"average/{key}": tensor}, {}, {})
+    assert checkpoints.wait()
+    with pytest.raises(ValueError, match=key):
+        export_average(tiny, "not-finite", model_store(), tmp_path)
+
+
 def test_a_spike_is_no_step(tiny, tmp_path):
     training = TRAINING.model_copy(update={"anomaly": TRAINING.anomaly.model_copy(update={"window": 5, "spike": 1.0001})})
     run, told = start(tiny, "spike", tmp_path, training=training)
@@ -199,9 +224,12 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(tiny, undisturbed, tmp_path)
 
 
 def test_a_stage_stops_early_where_nothing_gets_better(tiny, tmp_path):
+    """A loss that is no number counts neither as better nor as worse."""
     class Flat:
+        losses = iter([float("nan"), 1.0, 1.0, float("nan"), 1.0])
+
         def loss(self, stepper):
-            return {"loss": 1.0, "ce": 1.0, "mse": 1.0}
+            return {"loss": next(self.losses), "ce": 1.0, "mse": 1.0}
 
         def look(self, stepper):
             return {}, None
@@ -209,7 +237,7 @@ def test_a_stage_stops_early_where_nothing_gets_better(tiny, tmp_path):
     stage = STAGE.model_copy(update={"evaluate_every": 2, "early_stop": {"patience": 2}})
     run, told = start(tiny, "early", tmp_path, stage=type(STAGE)(**stage.model_dump()))
     run.validation = Flat()
-    assert run.run() == "finished" and run.progress.step == 6 and told.kinds()[-1] == "early-stop"
+    assert run.run() == "finished" and run.progress.step == 10 and told.kinds()[-1] == "early-stop"
 
 
 def test_a_stage_that_gave_a_tokenizer_its_special_tokens_is_exported_with_them(tiny, s3, tmp_path):
