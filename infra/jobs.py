@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from infra.outage import patiently
 from infra.records import digest, utc_now
 from infra.settings import get_settings
 from infra.store import MissingObject, PreconditionFailed, log_store
 
 JOB_VARIABLE = "UNIMED_JOB_ID"
 POLL_S = 0.5
+# A silent store is waited for so long with what a step has done.
+OUTAGE_MINUTES = 5.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PREFIX = re.compile(r"^\([\w.:]+ pid=\d+\) ")
 _REPEATED = re.compile(r" \[repeated \d+x across cluster\].*$")
@@ -222,26 +225,31 @@ def job_id() -> str | None:
     return os.environ.get(JOB_VARIABLE)
 
 
-def entrypoint(step: Callable[[dict], dict]) -> None:
-    """Command line of a `ray_jobs` module: `--job ID` inside the cluster, `--inputs FILE` alone."""
+def entrypoint(step: Callable[[dict], dict], afterwards: Callable[[dict], object] = lambda result: None) -> None:
+    """Command line of a `ray_jobs` module: `--job ID` inside the cluster, `--inputs FILE` alone.
+
+    `afterwards` is given the result once it is recorded, and may delete what the step would have gone on from.
+    """
     parser = argparse.ArgumentParser(description=sys.modules[step.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--job", help="submission id; inputs and result are kept on S3")
     source.add_argument("--inputs", type=Path, help="JSON file of inputs; the result is printed")
     arguments = parser.parse_args()
     try:
-        _run(step, arguments.job, arguments.inputs)
+        _run(step, arguments.job, arguments.inputs, afterwards)
     except JobCancelled as notice:
         print(notice, flush=True)
 
 
-def _run(step: Callable[[dict], dict], job: str | None, inputs: Path | None) -> None:
+def _run(step: Callable[[dict], dict], job: str | None, inputs: Path | None, afterwards: Callable[[dict], object]) -> None:
     if inputs:
-        print(json.dumps(step(json.loads(inputs.read_text())), indent=1))
-        return
-    os.environ[JOB_VARIABLE] = job
-    store, begun = log_store(), utc_now()
-    result = step(store.get_json(f"jobs/{job}/inputs.json"))
-    record = {"result": result, "started_at": begun, "finished_at": utc_now()}
-    with suppress(PreconditionFailed):
-        store.put_json(f"jobs/{job}/result.json", record, if_absent=True)
+        result = step(json.loads(inputs.read_text()))
+        print(json.dumps(result, indent=1), flush=True)
+    else:
+        os.environ[JOB_VARIABLE] = job
+        store, begun = log_store(), utc_now()
+        result = step(store.get_json(f"jobs/{job}/inputs.json"))
+        record = {"result": result, "started_at": begun, "finished_at": utc_now()}
+        with suppress(PreconditionFailed):
+            patiently(lambda: store.put_json(f"jobs/{job}/result.json", record, if_absent=True), OUTAGE_MINUTES)
+    patiently(lambda: afterwards(result), OUTAGE_MINUTES)

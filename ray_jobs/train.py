@@ -23,7 +23,7 @@ class TrainingDiverged(RuntimeError):
 
 
 def train(inputs: dict) -> dict:
-    """Run the stage to its end and publish its averaged weights.
+    """Run the stage to its end and publish its averaged weights. The run's checkpoints stay until the result is recorded.
 
     Raises:
         JobCancelled: it was told to stop, and saved what it had.
@@ -45,9 +45,12 @@ def train(inputs: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         export_average(fetch_folder(inputs["start"]), run, model_store(), Path(folder))
         record = publish_folder(Path(folder), inputs["stage"]["name"])
-    # The stage is published: what remains of the run would only keep a forced repetition from training.
-    model_store().delete_dir(f"runs/{run}/")
     return {**record, "stage": inputs["stage"]["name"], "steps": ending["step"], "history": ending["history"], "scores": ending["scores"], "run": run}
+
+
+def forget_run(result: dict) -> None:
+    """Delete what remains of a stage whose result is recorded: it would only keep a forced repetition from training."""
+    model_store().delete_dir(f"runs/{result['run']}/")
 
 
 def run_name(inputs: dict) -> str:
@@ -182,4 +185,4 @@ def _known(release: str | None) -> frozenset[str]:
 
 
 if __name__ == "__main__":
-    entrypoint(train)
+    entrypoint(train, forget_run)

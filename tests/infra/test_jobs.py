@@ -6,8 +6,9 @@ import time
 import psutil
 import pytest
 
-from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job, stop_jobs_of
-from infra.store import log_store
+from infra import jobs, outage
+from infra.jobs import JobCancelled, JobFailed, JobSpec, find_result, run_job, stop_jobs_of
+from infra.store import ObjectStore, StoreUnavailable, log_store
 
 MODULE = "tests.infra.sleepy_job"
 
@@ -90,3 +91,31 @@ def test_how_a_job_runs_is_no_part_of_its_name_and_its_owner_may_stop_it(stack, 
     assert not stop_jobs_of("nobody") and stop_jobs_of("somebody")
     thread.join(timeout=30)
     assert told and "go on" in told[0]
+
+
+def test_what_a_step_would_go_on_from_stays_until_its_result_is_recorded(s3, monkeypatch):
+    """A store that is silent for a moment is waited for; one that stays silent leaves everything for the next attempt."""
+    spec, there, answers = JobSpec("kept", MODULE, {}), [], []
+    log_store().put_json(f"jobs/{spec.submission_id}/inputs.json", spec.inputs)
+    monkeypatch.setenv(jobs.JOB_VARIABLE, "")
+    monkeypatch.setattr(outage, "PAUSE_S", 0.01)
+    put = ObjectStore.put_json
+
+    def silent(self, key, obj, **condition):
+        if answers and not answers.pop():
+            raise StoreUnavailable("the object store does not answer")
+        return put(self, key, obj, **condition)
+
+    monkeypatch.setattr(ObjectStore, "put_json", silent)
+
+    def run():
+        jobs._run(lambda inputs: {"made": 1}, spec.submission_id, None, lambda result: there.append((result, find_result(spec))))
+
+    answers[:] = [False] * 100
+    monkeypatch.setattr(jobs, "OUTAGE_MINUTES", 0.001)
+    with pytest.raises(StoreUnavailable):
+        run()
+    assert not there and find_result(spec) is None
+    answers[:] = [True, False, False]
+    run()
+    assert there == [({"made": 1}, {"made": 1})]
