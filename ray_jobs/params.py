@@ -4,6 +4,8 @@ from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from corpus.params import CorpusParams
 from model.config import ModelConfig
@@ -16,6 +18,26 @@ from ray_jobs.serve.params import ServingParams
 
 class ParamsError(ValueError):
     """The parameter file is not valid; the message names key, value and what is allowed."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once, and what cannot be made of a value is told with its line."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise ComposerError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError):
+            # A tag, written or guessed, that does not fit: a thirteenth month, an `!!int` that is none.
+            raise ConstructorError(None, None, f"{node.value!r:.60} is no {node.tag.rpartition(':')[2]}", node.start_mark) from None
 
 
 class Params(BaseModel):
@@ -90,14 +112,24 @@ def load_params(path: Path) -> Params:
     """Read and check a parameter file.
 
     Raises:
-        ParamsError: it is missing, no YAML, or has an unknown or invalid key.
+        ParamsError: it is missing, cannot be read, is no YAML, or has an unknown or invalid key.
     """
     try:
-        return Params.model_validate(yaml.safe_load(Path(path).read_text()) or {})
-    except FileNotFoundError:
-        raise ParamsError(f"{path} does not exist; UNIMED_PARAMS_FILE names the profile to use") from None
-    except yaml.YAMLError as error:
-        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+        return Params.model_validate(_read(Path(path)) or {})
     except ValidationError as error:
         told = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r:.60})" for e in error.errors()[:5])
         raise ParamsError(f"{path}: {told}") from None
+
+
+def _read(path: Path) -> object:
+    try:
+        # Bytes: YAML finds out their encoding, and tells where they are none of it.
+        return yaml.load(path.read_bytes(), _Loader)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist; UNIMED_PARAMS_FILE names the profile to use") from None
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be read ({error.strerror}); UNIMED_PARAMS_FILE names the profile to use") from None
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise ParamsError(f"{path} is nested too deeply to be read") from None

@@ -8,6 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from ray_jobs.params import ParamsError, load_params
+
 
 def run(*command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=240)
@@ -29,6 +31,30 @@ def test_plan_names_the_profiles_there_are():
 @pytest.mark.parametrize("value", ["0", "-5", "nan"])
 def test_a_plan_is_of_hardware_there_can_be(option, value):
     assert run("flows.cli", "plan", option, value).returncode == 2
+
+
+@pytest.mark.parametrize("text, told", [
+    (b"seed: \xe9", "position 6"),
+    (b"seed: 2024-13-45", "is no timestamp.*line 1"),
+    (b"profile: a\nseed: !!int abc", "'abc' is no int.*line 2"),
+    (b"seed: !!float abc", "is no float"),
+    (b"seed: !!bool abc", "is no bool"),
+    (b"seed: !!timestamp abc", "is no timestamp"),
+    (b"seed: " + b"9" * 5000, "is no int"),
+    (b"seed: " + b"[" * 3000 + b"]" * 3000, "nested too deeply"),
+    (b"seed: 1\nprofile: a\nseed: 2", "'seed' stands there twice.*line 3"),
+    (b"drift: {alpha: 0.1, 'alpha': 0.2}", "'alpha' stands there twice.*line 1, column 21"),
+])
+def test_what_is_wrong_with_a_parameter_file_is_told(tmp_path, text, told):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ParamsError, match=f"(?s){path}.*{told}"):
+        load_params(path)
+
+
+def test_a_folder_is_no_parameter_file(tmp_path):
+    with pytest.raises(ParamsError, match="cannot be read.*UNIMED_PARAMS_FILE"):
+        load_params(tmp_path)
 
 
 @pytest.mark.parametrize("share", ["0", "1.5", "nan"])
