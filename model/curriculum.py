@@ -5,7 +5,7 @@ and A.1.1); step counts and learning rates of the `tiny` profile are chosen for 
 """
 
 from collections.abc import Sequence
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,12 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Task = Literal["understanding", "generation", "interleaved", "text"]
 Part = Literal["vit", "connector", "understanding", "generation", "embeddings"]
 PARTS: tuple[Part, ...] = ("vit", "connector", "understanding", "generation", "embeddings")
+# More than any machine has cores.
+MOST_THREADS = 4096
 # Starting points that are no stage: the fresh network around tokenizer and VAE, and the served model.
 BOOTSTRAP, CHAMPION = "bootstrap", "champion"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BootstrapParams(_Section):
@@ -56,7 +58,7 @@ class EarlyStop(_Section):
 class StageParams(_Section):
     """One curriculum stage."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$")
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64, description="the beginning of the names of its jobs, runs and files")
     start: str | None = Field(None, description=f"an earlier stage, {BOOTSTRAP!r} or {CHAMPION!r}; the stage listed before by default")
     steps: int = Field(ge=1)
     mixture: dict[Task, float] = Field(description="sampling weight of each task, as printed; they need not sum to 100")
@@ -66,7 +68,7 @@ class StageParams(_Section):
     min_learning_rate: float = Field(0.0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_steps: int = Field(20, ge=0)
-    trainable: tuple[Part, ...] = PARTS
+    trainable: tuple[Part, ...] = Field(PARTS, min_length=1)
     ce_weight: float = Field(0.25, ge=0)
     mse_weight: float = Field(1.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -97,6 +99,21 @@ class StageParams(_Section):
             raise ValueError("early_stop needs evaluate_every: nothing else tells how the stage is doing")
         return self
 
+    @model_validator(mode="after")
+    def _learns(self):
+        if not self.ce_weight and not self.mse_weight:
+            raise ValueError("ce_weight and mse_weight are both 0: there is nothing to learn from")
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate={self.min_learning_rate:g} exceeds learning_rate={self.learning_rate:g}, which falls to it")
+        return self
+
+    @model_validator(mode="after")
+    def _modalities_are_of_the_mixture(self):
+        others = sorted(set(self.modalities) - set(self.mixture))
+        if others:
+            raise ValueError(f"modalities of {', '.join(others)}, of which the mixture draws nothing; it names {', '.join(sorted(self.mixture))}")
+        return self
+
     @property
     def shares(self) -> dict[Task, float]:
         """The mixture normalised: shares that sum to 1."""
@@ -113,8 +130,8 @@ class StageParams(_Section):
 
 
 def _weights(weights: dict[str, float]) -> dict[str, float]:
-    if any(weight < 0 for weight in weights.values()) or not sum(weights.values()) > 0:
-        raise ValueError("weights must be >= 0 and not all zero")
+    if any(weight < 0 for weight in weights.values()) or not 0 < sum(weights.values()) < inf:
+        raise ValueError("weights must be >= 0, not all zero, and have a finite sum")
     return weights
 
 
@@ -143,9 +160,9 @@ class TrainingParams(_Section):
 
     workers: int = Field(2, ge=1, description="most workers")
     min_workers: int | None = Field(None, ge=1, description="fewest workers it goes on with; `workers` by default")
-    threads_per_worker: int = Field(1, ge=1)
+    threads_per_worker: int = Field(1, ge=1, le=MOST_THREADS)
     gpus_per_worker: int = Field(0, ge=0, le=1)
-    bootstrap_threads: int = Field(2, ge=1)
+    bootstrap_threads: int = Field(2, ge=1, le=MOST_THREADS)
     streams: int = Field(2, ge=1, description="packs a step, whatever the number of workers")
     parallel: Literal["ddp", "fsdp"] = "ddp"
     precision: Literal["float32", "bfloat16"] = "float32"

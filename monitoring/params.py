@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class DriftParams(BaseModel):
     """When a window of requests counts as drifted from the model's reference window."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     window_hours: float = Field(24, gt=0)
     min_rows: int = Field(40, ge=10, description="requests with an image; fewer are not enough evidence")

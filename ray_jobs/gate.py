@@ -14,7 +14,7 @@ RowVerdict = Literal["pass", "fail", "insufficient", "skipped"]
 class Rule(BaseModel):
     """For benchmarks whose name matches `benchmark` (with * and ?)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     benchmark: str
     floor: float | None = Field(None, description="least score")
@@ -25,7 +25,7 @@ class Rule(BaseModel):
 class GatePolicy(BaseModel):
     """What a candidate must show."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rules: tuple[Rule, ...] = (
         Rule(benchmark="vqa/*", margin=0.03),

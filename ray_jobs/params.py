@@ -67,12 +67,20 @@ class Params(BaseModel):
     @model_validator(mode="after")
     def _tables_cover_pictures(self):
         model = self.model
-        tables = {"vit": model.vit_max_num_patch_per_side * model.vit.patch_size, "vae": model.max_latent_size * model.latent_stride}
+        tables = {"vit": (model.vit.patch_size, model.vit_max_num_patch_per_side), "vae": (model.latent_stride, model.max_latent_size)}
         for stage in (*self.curriculum, *self.refresh):
-            for name, most in tables.items():
+            for name, (patch, most) in tables.items():
                 sides = getattr(stage.resolution, name)
-                if sides and not 0 < sides[0] <= sides[1] <= most:
-                    raise ValueError(f"stage {stage.name!r}: resolution.{name}={list(sides)} must be a shorter and a longer side of at most {most} px, which the model's position table covers")
+                if sides and not patch <= sides[0] <= sides[1] <= patch * most:
+                    raise ValueError(f"stage {stage.name!r}: resolution.{name}={list(sides)} must be a shorter and a longer side from {patch} px, the side of a patch, to {patch * most} px, which the model's position table covers")
+        return self
+
+    @model_validator(mode="after")
+    def _warm_ups_end(self):
+        # Where it is written, that is: the default may be longer than a stage of a few steps.
+        for stage in (*self.curriculum, *self.refresh):
+            if "warmup_steps" in stage.model_fields_set and stage.warmup_steps > stage.steps:
+                raise ValueError(f"stage {stage.name!r}: warmup_steps={stage.warmup_steps} exceeds steps={stage.steps}, so its learning rate is never reached")
         return self
 
     @property

@@ -5,10 +5,13 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+import yaml
 
-from ray_jobs.params import ParamsError, load_params
+from model.curriculum import StageParams
+from ray_jobs.params import Params, ParamsError, find_profile, load_params
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -50,6 +53,41 @@ def test_what_is_wrong_with_a_parameter_file_is_told(tmp_path, text, told):
     path.write_bytes(text)
     with pytest.raises(ParamsError, match=f"(?s){path}.*{told}"):
         load_params(path)
+
+
+STAGE = {"name": "one", "steps": 10, "learning_rate": 0.001, "mixture": {"text": 1}}
+
+
+@pytest.mark.parametrize("section, told", [
+    ({"trainable": []}, "trainable"),
+    ({"mixture": {"text": float("inf")}}, "mixture.text"),
+    ({"mixture": {"text": 1e308, "generation": 1e308}}, "mixture: .*finite"),
+    ({"ce_weight": 0, "mse_weight": 0}, "nothing to learn from"),
+    ({"learning_rate": float("inf")}, "learning_rate"),
+    ({"ce_weight": float("nan")}, "ce_weight"),
+    ({"resolution": {"vae": [1, 2]}}, "resolution.vae"),
+    ({"min_learning_rate": 0.1}, "min_learning_rate=0.1 exceeds"),
+    ({"warmup_steps": 11}, "warmup_steps=11 exceeds"),
+    ({"name": "a" * 300}, "name"),
+    ({"modalities": {"generation": {"CT": 1}}}, "modalities of generation"),
+    ({"gate": {"rules": [{"benchmark": "*", "floor": float("nan")}]}}, "floor"),
+    ({"drift": {"window_hours": float("inf")}}, "window_hours"),
+    ({"training": {"threads_per_worker": 1000000}}, "threads_per_worker"),
+])
+def test_what_can_do_no_good_is_refused_before_anything_starts(tmp_path, section, told):
+    sections = {key: value for key, value in section.items() if key in Params.model_fields}
+    stage = STAGE | {key: value for key, value in section.items() if key not in sections}
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump({"curriculum": [stage]} | sections))
+    with pytest.raises(ParamsError, match=told):
+        load_params(path)
+
+
+def test_what_profiles_say_is_accepted_at_any_share_of_their_steps():
+    for profile in ("tiny", "unimedvl-14b", str(Path(__file__).parent / "params.yaml")):
+        short = load_params(find_profile(profile)).shortened(0.01)
+        # As a worker reads it.
+        assert [StageParams(**stage.model_dump(mode="json")) for stage in short.curriculum] == list(short.curriculum)
 
 
 def test_a_folder_is_no_parameter_file(tmp_path):
