@@ -166,7 +166,7 @@ class Stream:
 
 
 class Loader:
-    """Batches of a worker's streams, made ahead in a thread.
+    """Batches of a worker's streams, made ahead in a thread. `absent` says what of the mixture the release has not.
 
     Args:
         numbers: this worker's logical streams, out of `streams`.
@@ -176,7 +176,7 @@ class Loader:
 
     def __init__(self, reader: ReleaseReader, planner: Planner, stage: StageParams, seed: int, numbers: Sequence[int], streams: int, prefetch: int = 2, known: frozenset[str] | None = None, split: str = "train"):
         mixture = Mixture(reader.index, reader.shards, stage, f"{seed}/{stage.name}", streams, split, known)
-        self.stage, self.prefetch = stage, prefetch
+        self.stage, self.prefetch, self.absent = stage, prefetch, mixture.absent
         self._begin_streams = lambda: [Stream(reader, planner, stage, mixture, number) for number in numbers]
         self._streams = self._begin_streams()
         self._handed_out = _states(self._streams)

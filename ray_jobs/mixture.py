@@ -1,7 +1,7 @@
 """What a stage draws from: tasks by its mixture, within them modalities, old and new data, and sources."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ class Choice:
 class Mixture:
     """The groups of a stage, and which of them a draw comes from.
 
+    `absent` says which tasks of the mixture the release has nothing of, and what becomes of their shares; empty where it has all.
+
     Raises:
         ValueError: the release has nothing of what the stage asks for.
     """
@@ -40,6 +42,7 @@ class Mixture:
         found = {task: rows for task, rows in tasks.items() if len(rows)}
         if not found:
             raise ValueError(f"stage {stage.name!r}: the release has no {split} sample of {sorted(tasks)}; it has {index.values('task', np.arange(len(index)))}")
+        self.absent = _absent(stage, split, tasks.keys() - found.keys(), sorted(found))
         self._choice = Choice(tuple(stage.shares[task] for task in found), tuple(self._by_modality(task, rows, stage) for task, rows in found.items()))
 
     def draw(self, rng: random.Random) -> str:
@@ -78,3 +81,10 @@ class Mixture:
             names.append(group)
             weights.append(len(of) ** 0.75)
         return Choice(tuple(weights), tuple(names))
+
+
+def _absent(stage: StageParams, split: str, tasks: Set[str], others: Sequence[str]) -> str:
+    if not tasks:
+        return ""
+    named = ", ".join(f"{task} ({stage.shares[task]:.1%} of the mixture)" for task in sorted(tasks))
+    return f"the release has no {split} sample of {named}; {', '.join(others)} take its part in proportion"

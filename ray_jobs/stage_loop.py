@@ -62,6 +62,8 @@ class StageRun:
     def run(self) -> Ending:
         """Train; returns how it ended. Whatever the end, the last checkpoint is committed then."""
         self._resume()
+        if self.loader.absent:
+            self._tell("absent-task", self.loader.absent)
         self.meter = Meter(self.stepper.model.config, self.stage, self.place, self.progress.seconds)
         self.meter.go_on_from(self.progress.sums, self.progress.good)
         try:

@@ -302,6 +302,9 @@ def test_modalities_within_a_task_come_by_weight(s3, model, tmp_path):
 def test_tasks_come_by_weight(record, model, tmp_path):
     found = shares(taken(begin(record, tmp_path, model), 40), lambda id: id.split("/")[1].split("-")[0])
     assert found["generation"] == pytest.approx(0.25, abs=0.05)
+    less = begin(record, tmp_path, model, STAGE.model_copy(update={"mixture": {"understanding": 3, "generation": 1, "interleaved": 36, "text": 0}}))
+    assert "no train sample of interleaved (90.0% of the mixture); generation, understanding" in less.absent
+    assert shares(taken(less, 40), lambda id: id.split("/")[1].split("-")[0]) == found
     with pytest.raises(ValueError, match="no train sample of.*it has"):
         begin(record, tmp_path, model, STAGE.model_copy(update={"mixture": {"interleaved": 1}}))
 

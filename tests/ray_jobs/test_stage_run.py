@@ -223,6 +223,13 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(tiny, undisturbed, tmp_path)
     assert second.run() == "finished" and same(learned(second), undisturbed[0])
 
 
+def test_what_the_release_has_nothing_of_is_told(tiny, s3, tmp_path):
+    run, told = start(tiny, "absent", tmp_path, notice=NoticeAt(1))
+    run.loader.absent = "the release has no train sample of text"
+    run.run()
+    assert told.events[0] == (0, "absent-task", run.loader.absent)
+
+
 def test_a_stage_stops_early_where_nothing_gets_better(tiny, tmp_path):
     """A loss that is no number counts neither as better nor as worse."""
     class Flat:

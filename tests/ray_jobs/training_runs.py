@@ -22,6 +22,8 @@ BAD = float("nan")
 class MadePacks:
     """A loader whose packs depend on stream and position alone; at the positions `spoilt` they hold what is no number."""
 
+    absent = ""
+
     def __init__(self, config, numbers=(0, 1), spoilt: frozenset[int] = frozenset()):
         self.config, self.spoilt = config, spoilt
         self.positions = {str(number): 0 for number in numbers}
