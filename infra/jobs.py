@@ -21,7 +21,7 @@ from pathlib import Path
 from infra.outage import patiently
 from infra.records import digest, utc_now
 from infra.settings import get_settings
-from infra.store import MissingObject, PreconditionFailed, log_store
+from infra.store import CorruptObject, MissingObject, PreconditionFailed, log_store
 
 JOB_VARIABLE = "UNIMED_JOB_ID"
 POLL_S = 0.5
@@ -79,10 +79,15 @@ class JobOutcome:
 
 
 def find_result(spec: JobSpec) -> dict | None:
-    """The stored result of this step on these inputs, or None."""
-    with suppress(MissingObject):
-        return log_store().get_json(f"jobs/{spec.submission_id}/result.json")["result"]
-    return None
+    """The stored result of this step on these inputs, or None. One that is damaged is deleted: it can be made again."""
+    key = f"jobs/{spec.submission_id}/result.json"
+    try:
+        return log_store().get_json(key, ("result",))["result"]
+    except MissingObject:
+        return None
+    except CorruptObject:
+        log_store().delete(key)
+        return None
 
 
 def run_job(spec: JobSpec, on_log: Callable[[str], None] = print, force: bool = False, owner: str = "") -> JobOutcome:

@@ -27,6 +27,8 @@ def test_a_job_runs_once_and_its_result_stays(stack, tmp_path):
     [thread.join() for thread in both]
     assert sorted(o.how for o in outcomes) == ["attached", "ran"]
     assert run_job(spec).how == "up to date" and starts(tmp_path / "t") == 1
+    log_store().put(f"jobs/{spec.submission_id}/result.json", b"{")
+    assert run_job(spec, on_log=lambda line: None).how == "ran" and starts(tmp_path / "t") == 2
 
 
 def test_a_killed_job_is_started_again_by_the_same_call(stack, tmp_path):
