@@ -1,8 +1,9 @@
 """Training's speed around the network: `python -m bench.training`.
 
 Loading is measured beside peers and a bare loop (bench/loading.py). Everything else is the tiny profile's first stage on
-UniMed-mini, without validation: on one worker and on two, without Ray and under Ray Train, in turns. Times are those of the
-run's own log, after its first line. A real object store and Ray run for as long as the benchmark does.
+UniMed-mini, without validation: on one worker and on two, without Ray and under Ray Train, in turns. Waits and stalls are
+those of the run's own log after its first line; rates are of its second half, when most pictures have been decoded once. A
+real object store and Ray run for as long as the benchmark does.
 
 Peers are found in the environment whose Python BENCH_PEERS names (bench/requirements.txt); without them the bare loop
 remains. `--quick` leaves out peers, Ray and the second worker.
@@ -36,7 +37,7 @@ def measure(quick: bool) -> list[Row]:
             small = {"tokens_per_pack": 256}
             return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False, stage=small), *loading(Path(folder), 60, 1, peers=False)], FEW)
         shards = {"shards": {"target_bytes": SHARD_BYTES}}  # as everybody's
-        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=100, repeats=3, ray=True, stage={}), *loading(Path(folder), 6144, 3, peers=True)], shards, ("s3", "ray"))
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=200, repeats=3, ray=True, stage={}), *loading(Path(folder), 6144, 3, peers=True)], shards, ("s3", "ray"))
 
 
 def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict) -> list[Row]:
@@ -87,11 +88,11 @@ class _Stages:
         return self._run(name, self._inputs(name, 2))
 
     def alone_of_four(self, name: str) -> dict:
-        return self._run(name, self._inputs(name, 1, streams=4))
+        return self._run(name, self._inputs(name, 1, streams=4, steps=self.steps // 2))
 
     def two_of_four(self, name: str) -> dict:
         """Two packs a worker and step, whose gradients are accumulated: there is as much to sum for twice the work."""
-        return self._run(name, self._inputs(name, 2, streams=4))
+        return self._run(name, self._inputs(name, 2, streams=4, steps=self.steps // 2))
 
     def apart(self, name: str) -> dict:
         """Two runs at the same time that know nothing of each other; the rate is of both."""
@@ -118,9 +119,9 @@ class _Stages:
         self._bare(name, inputs["training"]["workers"], inputs)
         return self._told(name)
 
-    def _inputs(self, name: str, workers: int, log_every: int = LOG_EVERY, streams: int = 2) -> dict:
+    def _inputs(self, name: str, workers: int, log_every: int = LOG_EVERY, streams: int = 2, steps: int = 0) -> dict:
         # One line more than is counted: the first holds the start.
-        stage = self.params.curriculum[0].model_copy(update={"name": name, "steps": self.steps + LOG_EVERY, "evaluate_every": None} | self.stage)
+        stage = self.params.curriculum[0].model_copy(update={"name": name, "steps": (steps or self.steps) + LOG_EVERY, "evaluate_every": None} | self.stage)
         training = self.params.training.model_copy(update={"workers": workers, "log_every": log_every, "streams": streams})
         return {"release": self.release, "start": self.begin, "stage": stage.model_dump(), "training": training.model_dump(), "seed": self.params.seed}
 
@@ -140,7 +141,7 @@ class _Stages:
         rows = run_log.read(run).metrics
         elapsed = np.diff(rows["seconds"])
         stall, wait, rate = (rows[name].to_numpy()[1:] for name in ("stall", "wait", "tokens_per_s"))
-        return {"wait": float(np.average(wait, weights=elapsed * (1 - stall))), "stall": float(np.average(stall, weights=elapsed)), "rate": float(np.median(rate))}
+        return {"wait": float(np.average(wait, weights=elapsed * (1 - stall))), "stall": float(np.average(stall, weights=elapsed)), "rate": float(np.median(rate[len(rate) // 2 :]))}
 
 
 def _finished(processes: list[subprocess.Popen]) -> list[str]:

@@ -14,6 +14,8 @@ SHARED = Path(os.environ.get("UNIMED_SHARED_DATA") or REPO.parent / "shared" / "
 def pytest_sessionstart(session):
     """Tests never see the state, profile or credentials of the machine they run on; told to end, they take down what they started."""
     forget_settings()
+    # Ray reads this once, when a test first imports it, which may be before there is a stack.
+    os.environ["RAY_AUTH_MODE"] = "token"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
