@@ -37,7 +37,9 @@ def grid_ids(rows: int, columns: int, table_side: int) -> Tensor:
     """
     if max(rows, columns) > table_side:
         raise ValueError(f"a grid of {rows}x{columns} patches exceeds the position table of {table_side}x{table_side}")
-    return (torch.arange(rows)[:, None] * table_side + torch.arange(columns)).flatten()
+    # Kept for whoever comes next, who may want gradients.
+    with torch.inference_mode(False):
+        return (torch.arange(rows)[:, None] * table_side + torch.arange(columns)).flatten()
 
 
 def rotary(position_ids: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

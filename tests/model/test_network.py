@@ -13,6 +13,7 @@ from model import UniMedVL
 from model.attention import sample_mask
 from model.config import ModelConfig
 from model.packing import TextItem, VAEItem, ViTItem, pack
+from model.positions import grid_ids
 from model.sparse_attention import block_mask
 from model.testing import make_tiny
 
@@ -121,6 +122,12 @@ def test_drawings_and_edits_of_any_size_share_a_call(model, picture):
 def test_a_drawing_that_cannot_be_meant_is_refused(model, options, told):
     with pytest.raises(ValueError, match=told):
         model.draw_batch([["CT image"], ["MRI image"]], **options)
+
+
+def test_what_drawing_keeps_can_be_trained_with(model):
+    grid_ids.cache_clear()
+    model.draw("CT image", steps=2)
+    assert not grid_ids(4, 4, model.config.max_latent_size).is_inference()
 
 
 def test_text_that_spells_a_special_token_stays_text(model):
