@@ -23,14 +23,15 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
     if not ray.is_initialized():
         get_settings().export()
         ray.init(address=get_settings().ray_address, log_to_driver=False)
-    cores = workers or _cores()
     # It claims no core: taking in must not wait for a training to end.
     task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_examine_batch)
     known = ray.put((params.quality, salt))
 
     def examine(records: Iterable[Record]) -> Iterator[Examined]:
-        under_way = deque()
+        under_way, cores = deque(), workers
         for batch in _batches(records):
+            # Asked for with the first batch: a source without a change needs none.
+            cores = cores or _cores()
             under_way.append(task.remote(batch, known))
             if len(under_way) > cores:
                 yield from ray.get(under_way.popleft())

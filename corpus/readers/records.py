@@ -83,7 +83,7 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
             patient=_patient(fields, linked) or identifier,
             caption=text(fields.get("caption")),
             turns=turns,
-            labels=(fields.get("labels") or {}) | damaged(fields),
+            labels=(fields.get("labels") or {}) | (damaged(fields) if "\ufffd" in line or "\\u" in line else {}),
             left_out=len(questions) - len(turns),
             **said | {"source": text(fields.get("source")) or source.name},
         )
