@@ -21,8 +21,6 @@ WEIGHTS, VAE_WEIGHTS = "ema.safetensors", "ae.safetensors"
 WEIGHT_NAMES = (WEIGHTS, "ema_bf16.safetensors", "ema.safetensors.index.json", "model.safetensors.index.json", "model.safetensors")
 # Fixed tables: computed anew where a folder lacks them or was made for another table size.
 TABLES = ("latent_pos_embed.pos_embed", "vit_pos_embed.pos_embed")
-
-
 # What tensors may be of, as safetensors calls it.
 FLOATS = ("F64", "F32", "BF16", "F16")
 

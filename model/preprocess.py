@@ -7,7 +7,6 @@ from torch import Tensor
 
 from model.config import ResizeRule
 
-
 # Percentiles of a deep picture's values that become black and white: the corpus takes pictures in with the same ones.
 WINDOW = (0.5, 99.5)
 

@@ -25,6 +25,15 @@ def folder(other, tmp_path):
     return shutil.copytree(other, tmp_path / "copy")
 
 
+def rewrite(path, change):
+    save_file(change(load_file(path)), path)
+
+
+def add(tensors, name, number):
+    tensors[name].view(-1)[0] += number
+    return tensors
+
+
 def test_a_folder_of_other_sizes_passes(other, capsys):
     assert main([str(other)]) == 0
     assert "in 15 cases, 0 over or missing" in capsys.readouterr().out
@@ -46,10 +55,7 @@ def test_one_head_one_layer_and_a_single_step_pass(tmp_path):
     ],
 )
 def test_a_disturbed_tensor_is_over_its_tolerance(folder, file, tensor, case):
-    path = folder / f"{file}.safetensors"
-    tensors = load_file(path)
-    tensors[tensor].view(-1)[0] += 1e-3
-    save_file(tensors, path)
+    rewrite(folder / f"{file}.safetensors", lambda tensors: add(tensors, tensor, 1e-3))
     assert not all(row.ok for row in rows_of(CHECKED_WITH.get(case, case), Golden(folder)))
 
 
@@ -62,10 +68,7 @@ def test_a_disturbed_tensor_is_over_its_tolerance(folder, file, tensor, case):
     ],
 )
 def test_what_is_not_a_number_fails(folder, case, tensor):
-    path = folder / "cases" / f"{case}.safetensors"
-    tensors = load_file(path)
-    tensors[tensor].view(-1)[0] = float("nan")
-    save_file(tensors, path)
+    rewrite(folder / "cases" / f"{case}.safetensors", lambda tensors: add(tensors, tensor, float("nan")))
     assert [row.case for row in rows_of(CHECKED_WITH.get(case, case), Golden(folder)) if not row.ok and tensor in row.what]
 
 
@@ -84,8 +87,7 @@ def test_what_is_not_a_number_fails(folder, case, tensor):
     ],
 )
 def test_a_case_that_holds_less_fails(folder, case, dropped, told):
-    path = folder / "cases" / f"{case}.safetensors"
-    save_file({name: tensor for name, tensor in load_file(path).items() if not name.startswith(dropped)}, path)
+    rewrite(folder / "cases" / f"{case}.safetensors", lambda tensors: {name: tensor for name, tensor in tensors.items() if not name.startswith(dropped)})
     assert [row.what for row in rows_of(CHECKED_WITH.get(case, case), Golden(folder)) if not row.ok and told in row.what]
 
 
