@@ -66,7 +66,8 @@ def _release(repo, store, inputs: dict, releases: list[dict], on_line: Callable[
     repo.write("sources.yaml", _yaml(inputs, parent))
     _build(repo, on_line)
     files, card = repo.files(), repo.read_json("data/release/card.json")
-    repo.push(files.values(), there={file["key"] for file in parent["shards"]} if parent and "purged" not in parent else set())
+    there = {file["key"] for file in parent["shards"]} if parent and "purged" not in parent else set()
+    repo.push(files.values(), there, _origins(inputs["sources"]))
     repo.commit_and_tag(f"Release {card['samples']} samples from {len(inputs['sources'])} sources", tag)
     number = tag.removeprefix("corpus/")
     docs = f"data-docs/{number}-{digest(card)[:8]}.html"
@@ -106,6 +107,12 @@ def _build(repo, on_line: Callable[[str], None]) -> None:
     except ValueError as error:
         raise RepositoryError(f"release refused: {error}") from None
     repo.take_up()
+
+
+def _origins(sources: list) -> dict[str, str]:
+    """By path in the release, the objects that shards of sources taken in are copies of. A built-in source is a name alone."""
+    taken_in = [shard for source in sources if isinstance(source, dict) for shard in source.get("shards", ())]
+    return {f"shards/{shard['shard']}{suffix}": shard[key] for shard in taken_in for suffix, key in ((".parquet", "key"), (".index.parquet", "index_key"))}
 
 
 def _next_tag(releases: list[dict]) -> str:

@@ -22,7 +22,7 @@ import yaml
 from infra.lease import LeaseHeld
 from infra.records import source_fingerprint, write_atomic
 from infra.settings import Settings, get_settings
-from infra.store import ObjectStore
+from infra.store import MissingObject, ObjectStore, PreconditionFailed
 
 OUT = "data/release"
 REMOTE_PREFIX = "dvc"
@@ -129,21 +129,30 @@ class CorpusRepo:
         except DvcException as error:
             raise RepositoryError(f"`dvc commit` failed in {self.path}: {error}") from error
 
-    def push(self, files: Iterable[dict], there: set[str]) -> None:
-        """Send what is new to S3 under the names that `dvc pull` looks for; the list of the folder's files goes last.
+    def push(self, files: Iterable[dict], there: set[str], origins: dict[str, str]) -> None:
+        """Bring what is new to S3 under the names that `dvc pull` looks for; the list of the folder's files goes last.
 
         Args:
             files: of the release, see `files`.
             there: keys of objects known to be on S3.
+            origins: by path, keys of the objects that files came from.
         """
         store = ObjectStore(self.settings.bucket_corpus, self.settings)
         with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda md5: self._send(md5, store), [file["md5"] for file in files if file["key"] not in there]))
+            list(pool.map(lambda file: self._send(file["md5"], store, origins.get(file["path"])), [file for file in files if file["key"] not in there]))
         self._send(self.dvc_hash(), store)
 
-    def _send(self, md5: str, store: ObjectStore) -> None:
-        if not store.exists(object_key(md5)):
+    def _send(self, md5: str, store: ObjectStore, origin: str | None = None) -> None:
+        if not store.exists(object_key(md5)) and not (origin and self._copied(md5, store, origin)):
             store.upload_file(self._cached(md5), object_key(md5))
+
+    def _copied(self, md5: str, store: ObjectStore, origin: str) -> bool:
+        """Whether the store could copy the file from where it has it already. Written in one piece, an object has its hash as its etag; if not, it is sent."""
+        try:
+            store.copy(origin, object_key(md5), etag=f'"{md5}"')
+        except (MissingObject, PreconditionFailed):
+            return False
+        return True
 
     def read_json(self, relative: str) -> dict:
         return json.loads((self.path / relative).read_text())

@@ -30,6 +30,8 @@ POOL = "local"
 # Logical: the endpoint's replicas and router hold one together and idle most of the time, training asks
 # for two, evaluation for one; on two cores the operating system shares them out.
 RAY_CPUS = 6
+# The resource that tells how many there are.
+RAY_CORES = "cores"
 RAY_OBJECT_STORE_BYTES = 300_000_000
 
 OnStep = Callable[[str], None]
@@ -200,6 +202,7 @@ class Stack:
         port = self._ports
         command = [BIN / "ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port['ray']}", "--dashboard-host=127.0.0.1"]
         command += [f"--dashboard-port={port['dashboard']}", f"--num-cpus={RAY_CPUS}", "--num-gpus=0", f"--object-store-memory={RAY_OBJECT_STORE_BYTES}"]
+        command += [f"--resources={json.dumps({RAY_CORES: len(os.sched_getaffinity(0))})}"]
         command += [f"--temp-dir={self._ray_dir}", "--disable-usage-stats", f"--ray-client-server-port={port['ray_client']}"]
         command += [f"--dashboard-agent-listen-port={port['ray_agent']}"]
         self._spawn("ray", command)

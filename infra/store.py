@@ -193,6 +193,15 @@ class ObjectStore:
         with self._errors(key):
             self._client.upload_file(str(path), self.bucket, key)
 
+    def copy(self, source: str, key: str, etag: str) -> None:
+        """Copy an object of this etag within the bucket: its bytes stay in the store.
+
+        Raises:
+            MissingObject, PreconditionFailed: there is no such object, or it has another etag.
+        """
+        with self._errors(source):
+            self._client.copy_object(Bucket=self.bucket, Key=key, CopySource={"Bucket": self.bucket, "Key": source}, CopySourceIfMatch=etag)
+
     def download_file(self, key: str, path: Path) -> None:
         """Download beside the target, then rename: the path never holds half an object."""
         path = Path(path)

@@ -1,6 +1,5 @@
 """Examining records on all cores of the cluster, in the order in which they were read."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 
@@ -28,10 +27,8 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
     known = ray.put((params.quality, salt))
 
     def examine(records: Iterable[Record]) -> Iterator[Examined]:
-        under_way, cores = deque(), workers
+        under_way, cores = deque(), workers or _cores()
         for batch in _batches(records):
-            # Asked for with the first batch: a source without a change needs none.
-            cores = cores or _cores()
             under_way.append(task.remote(batch, known))
             if len(under_way) > cores:
                 yield from ray.get(under_way.popleft())
@@ -42,14 +39,13 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
 
 
 def _cores() -> int:
-    """Cores of the cluster's nodes. The embedded Ray counts more than its machine has, as most of what runs on it idles."""
+    """Cores of the cluster's nodes. The embedded Ray counts more CPUs than its machine has, as most of what runs on it idles."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    counted = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
-    there = ray.remote(num_cpus=0)(lambda: len(os.sched_getaffinity(0)))
-    found = ray.get([there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)).remote() for node in counted])
-    return max(1, sum(map(min, counted.values(), found)))
+    from infra.stack import RAY_CORES
+
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return max(1, sum(int(resources.get(RAY_CORES, resources.get("CPU", 0))) for resources in there))
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:

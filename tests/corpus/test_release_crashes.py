@@ -1,5 +1,6 @@
 """Releases that die half-way, lose their store, or are made twice at once: there is never half a release, and the same command completes it."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from boto3.s3.transfer import TransferConfig
 from PIL import Image
 
 from flows.releases import ReleaseConflict, all_releases, make_release
 from infra.corpus_repo import CorpusRepo
 from infra.lease import LeaseHeld
 from infra.stack import Stack
-from infra.store import StoreUnavailable, corpus_store
+from infra.store import ObjectStore, StoreUnavailable, corpus_store
 from ray_jobs.ingest import add_source
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -143,3 +145,37 @@ def test_dvc_agrees_with_a_release_in_a_fresh_clone(clinic, tmp_path):
     status = subprocess.run([sys.executable, "-m", "dvc", "status"], cwd=fresh, capture_output=True, text=True, timeout=120)
     assert "up to date" in status.stdout, status.stdout + status.stderr
     assert json.loads((fresh / "data/release/card.json").read_text()) == record["card"]
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Keys of what is uploaded from files."""
+    keys, plain = [], ObjectStore.upload_file
+    monkeypatch.setattr(ObjectStore, "upload_file", lambda self, path, key: keys.append(key) or plain(self, path, key))
+    return keys
+
+
+def of_wards(record: dict) -> list[dict]:
+    return [file for file in record["shards"] if file["path"].startswith("shards/wards/")]
+
+
+def test_shards_that_the_store_has_are_copied_there(clinic, sent):
+    before = {file["key"] for file in of_wards(all_releases(corpus_store())[-1])}
+    clinic(60)
+    record = release()
+    new = {file["key"] for file in of_wards(record)} - before
+    assert new and not new & set(sent)
+    assert_whole(record)
+
+
+def test_shards_that_the_store_cannot_vouch_for_are_sent(clinic, sent):
+    clinic(61)
+    store = corpus_store()
+    shard = store.get_json("intake/wards.json")["shards"][-1]
+    whole = store.get(shard["key"])
+    # Written in pieces, an object has another etag than its hash.
+    in_pieces = TransferConfig(multipart_threshold=1)
+    store._client.upload_fileobj(io.BytesIO(whole), store.bucket, shard["key"], Config=in_pieces)
+    record = release()
+    file = next(file for file in record["shards"] if file["path"] == f"shards/{shard['shard']}.parquet")
+    assert file["key"] in sent and store.get(file["key"]) == whole

@@ -45,6 +45,19 @@ def test_of_many_conditional_writers_one_wins(s3):
     assert race([lambda i=i: store.put("race", f"again {i}".encode(), if_match=etag) for i in range(8)]) == 1
 
 
+def test_a_copy_is_of_that_very_object_or_none(s3):
+    store = model_store()
+    etag = store.put("whole", b"first")
+    store.copy("whole", "copied", etag)
+    store.put("whole", b"second")
+    assert store.get("copied") == b"first"
+    with pytest.raises(PreconditionFailed, match="whole"):
+        store.copy("whole", "no copy", etag)
+    with pytest.raises(MissingObject, match="nowhere"):
+        store.copy("nowhere", "no copy", etag)
+    assert not store.exists("no copy")
+
+
 class Forgetful(BaseHTTPRequestHandler):
     """A way to the store that passes everything on, and answers the first write with an error, as when an answer is lost."""
 
