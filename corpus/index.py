@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from corpus.sample import Sample
 
-# Bytes that corpus.picture_kind.features measures of a picture.
+# Bytes that corpus.features measures of a picture.
 FEATURES = 97
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
     + [(name, pa.list_(pa.uint64())) for name in ("asked", "answered")]
     # pHash and dHash of the last picture; 0 and 0 where it was not measured.
     + [("phash", pa.uint64()), ("dhash", pa.uint64())]
-    # What corpus.picture_kind.features saw of it, null where it was not measured, and a hash of the caption, 0 for none.
+    # What corpus.features saw of it, null where it was not measured, and a hash of the caption, 0 for none.
     + [("features", pa.binary(FEATURES)), ("caption", pa.uint64())]
     + [("side", pa.int32()), ("text_length", pa.int32()), ("aspect", pa.float32()), ("entropy", pa.float32()), ("bytes", pa.int64())]
 )

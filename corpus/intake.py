@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow as pa
 from corpus import index, quality, review, shards
 from corpus.fingerprint import fingerprint
 from corpus.params import CorpusParams
+from corpus.readers.pictures import PictureBytes
 from corpus.record import HeldBack, Record, Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
@@ -30,15 +32,31 @@ OnProgress = Callable[[int], None]
 # Samples that wait for a person lie apart: no release looks here but for those that were accepted.
 HELD = "held"
 FORGOTTEN = "privacy/forgotten.json"
+# Of encoded pictures in memory.
+BATCH, BATCH_BYTES = 32, 4 * 2**20
 
 
 class SourceElsewhere(ValueError):
     """Another folder or file was taken in under this name."""
 
 
-def one_by_one(params: CorpusParams, salt: bytes) -> Examine:
-    """Examine records in this process."""
-    return lambda records: (quality.examine(record, params.quality, salt) for record in records)
+def in_this_process(params: CorpusParams, salt: bytes) -> Examine:
+    """Examine records one after the other."""
+    return lambda records: chain.from_iterable(quality.examine_all(batch, params.quality, salt) for batch in batches(records, BATCH))
+
+
+def batches(records: Iterable[Record], most: int) -> Iterator[list[Record]]:
+    """So many records at a time, or fewer where their pictures are large."""
+    batch, size = [], 0
+    for record in records:
+        batch.append(record)
+        # Those that are no bytes yet are decoded one at a time.
+        size += sum(len(picture.data) for picture in (*record.images, record.target) if isinstance(picture, PictureBytes))
+        if len(batch) == most or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def add(
@@ -50,7 +68,7 @@ def add(
     """
     before = _current(store, name)
     reading = _Reading(name, before, params, store, salt)
-    reading.run(records, examine or one_by_one(params, salt), on_progress)
+    reading.run(records, examine or in_this_process(params, salt), on_progress)
     counts = reading.counts() | ({"place": place} if place else {})
     record = _publish(store, _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, counts, reading.held), before)
     store.delete(_journal(name))

@@ -13,13 +13,14 @@ import numpy as np
 _LOW_FREQUENCIES = np.cos(np.pi / 32 * np.outer(np.arange(8), np.arange(32) + 0.5))
 
 
-def look(grey: np.ndarray) -> str:
-    """pHash and dHash of a grey picture [height, width] as 32 hex digits."""
-    height, width = grey.shape
+def looks(grey: np.ndarray) -> list[str]:
+    """pHash and dHash of each grey picture [n, height, width], as 32 hex digits."""
+    count, height, width = grey.shape
     seen = _matrix(height, 8) @ grey.astype(np.float32) @ _matrix(width, 9).T
-    low, steps = seen[:8, :8].ravel(), np.rint(seen[8:, 8:])
-    middle = np.sort(low)[31:33]
-    return np.packbits(np.concatenate([low > middle.sum() / 2, (steps[:, 1:] > steps[:, :-1]).ravel()])).tobytes().hex()
+    low, steps = seen[:, :8, :8].reshape(count, 64), np.rint(seen[:, 8:, 8:])
+    middle = np.sort(low, axis=1)[:, 31:33].sum(axis=1, keepdims=True) / 2
+    bits = np.concatenate([low > middle, (steps[:, :, 1:] > steps[:, :, :-1]).reshape(count, 64)], axis=1)
+    return [row.tobytes().hex() for row in np.packbits(bits, axis=1)]
 
 
 @lru_cache(maxsize=512)

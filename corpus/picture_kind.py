@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image as Pillow
 from threadpoolctl import threadpool_limits
 
 from corpus import index
@@ -38,45 +37,6 @@ class Verdict:
 def kind(modality: str) -> str:
     """The kind of picture a modality makes."""
     return _KINDS.get(modality, modality)
-
-
-def features(pixels: np.ndarray, grey: Pillow.Image, small: Pillow.Image) -> bytes:
-    """Brightness layout, grey levels, colour and texture of a picture, as `FEATURES` bytes.
-
-    Args:
-        pixels: a reduction of the picture to 64 px or little more, [height, width].
-        grey: the same in mode L; `small` is it in mode L or RGB.
-    """
-    cells = _box(grey, 32).reshape(32, 32)
-    levels = np.bincount((pixels >> 4).ravel(), minlength=16)
-    fine = pixels.astype(np.float32)
-    steps = (fine[:, 1:] - fine[:, :-1], fine[1:] - fine[:-1], cells[:, 1:] - cells[:, :-1], cells[1:] - cells[:-1])
-    # Their mean and root mean square: the second tells a few edges from much noise.
-    texture = [size for step in steps for size in _sizes(np.abs(step).ravel())]
-    layout = cells.reshape(8, 4, 8, 4).sum(axis=(1, 3)).ravel() / 16
-    parts = (layout, 255 * np.sqrt(levels / levels.sum()), *_colour(_box(small, 4).reshape(16, -1)), np.sqrt(np.array(texture) * 255))
-    return np.concatenate(parts).clip(0, 255).astype(np.uint8).tobytes()
-
-
-def _box(picture: Pillow.Image, side: int) -> np.ndarray:
-    """The values of a picture made `side` x `side` px. Straight from the bytes: asking Pillow for an array takes longer than all that is done with it."""
-    return np.frombuffer(picture.resize((side, side), Pillow.Resampling.BOX).tobytes(), dtype=np.uint8).astype(np.float32)
-
-
-def _sizes(steps: np.ndarray) -> tuple[float, float]:
-    """Mean and root mean square of some sizes."""
-    return steps.sum() / len(steps), np.sqrt(steps @ steps / len(steps))
-
-
-def _colour(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of patches [16, channels]: their mean, their mean tint about 128 and how much it varies, by channel."""
-    mean = patches.sum(axis=0) / 16
-    if len(mean) == 1:  # grey has no tint
-        return np.repeat(mean, 3), np.full(3, 128.0), np.zeros(3)
-    # Divided after the sum: of three like values nothing is left, so that grey stored as RGB is grey.
-    tint = patches - patches.sum(axis=1, keepdims=True) / 3
-    middle = tint.sum(axis=0) / 16
-    return mean, 128 + 2 * middle, 4 * np.sqrt(np.maximum(0, (tint * tint).sum(axis=0) / 16 - middle * middle))
 
 
 def disagreements(table: pa.Table, params: ModalityParams) -> list[Verdict]:

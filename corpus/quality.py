@@ -2,16 +2,16 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import compress
 
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ExifTags, ImageOps
 
-from corpus import burned_in, captions, originals, picture_kind, tasks, vocabulary
+from corpus import burned_in, captions, originals, tasks, vocabulary
 from corpus.params import BurnedInParams, QualityParams
-from corpus.look import look
+from corpus.measures import Measuring
 from corpus.patients import patient_key
 from corpus.record import HeldBack, Record, Rejection, Unreadable
 from corpus.sample import Image, Sample, Turn
@@ -24,6 +24,19 @@ _KNOWN_LICENCE = re.compile(r"cc[ _-]?(0|by)([ _-](nc|nd|sa))*([ _-]\d(\.\d)?)?"
 
 
 def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] | Rejection:
+    """The same as `examine_all`, of one record."""
+    return examine_all([record], params, salt)[0]
+
+
+def examine_all(records: Iterable[Record], params: QualityParams, salt: bytes) -> list[list[Sample] | Rejection]:
+    """What becomes of each record: its samples, or why it is kept aside (see `_examine`)."""
+    measuring = Measuring()
+    outcomes = [_examine(record, params, salt, measuring) for record in records]
+    measuring.finish()
+    return outcomes
+
+
+def _examine(record: Record, params: QualityParams, salt: bytes, measuring: Measuring) -> list[Sample] | Rejection:
     """Samples of a record: understanding where it has questions, generation where it has a caption, interleaved where it has a target.
 
     What a person may judge otherwise (a caption, text on the picture, its shape) is `HeldBack`, with the samples.
@@ -60,7 +73,7 @@ def examine(record: Record, params: QualityParams, salt: bytes) -> list[Sample] 
     try:
         cleaned = [clean(opener(), params, suspect) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
         pictures = [picture for picture, _, _ in cleaned]
-        measured = [measures(picture) for picture in pictures]
+        measured = [measuring.add(picture) for picture in pictures]
     except Unreadable as error:
         return reject(error.reason, str(error))
     except Exception as error:
@@ -154,12 +167,3 @@ def _picture_doubts(picture: Pillow.Image, entropy: float, params: QualityParams
     long, short = max(picture.size), min(picture.size)
     if long > params.max_aspect * short:
         yield "odd-aspect", (f"{picture.width}x{picture.height} px; one side may be {params.max_aspect:g} times the other at most")
-
-
-def measures(picture: Pillow.Image) -> dict:
-    """What later checks want to know of a picture: entropy in bits, and its look (see `corpus.look`)."""
-    # A large picture is first made smaller, cheaply: every measure is of its gross features.
-    small = picture.reduce(max(1, min(picture.size) // 64))
-    grey = small if small.mode == "L" else small.convert("L")
-    pixels = np.asarray(grey)
-    return {"entropy": round(grey.entropy(), 4), "look": look(pixels), "features": picture_kind.features(pixels, grey, small).hex()}

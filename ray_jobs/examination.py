@@ -4,13 +4,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from corpus import quality
-from corpus.intake import Examine, Examined
+from corpus.intake import Examine, Examined, batches
 from corpus.params import CorpusParams
-from corpus.readers.pictures import PictureBytes
 from corpus.record import Record
 
-# A batch is this many records, or fewer where their pictures are large.
-BATCH, BATCH_BYTES = 128, 4 * 2**20
+BATCH = 128
 
 
 def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
@@ -28,7 +26,7 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
 
     def examine(records: Iterable[Record]) -> Iterator[Examined]:
         under_way, cores = deque(), workers or _cores()
-        for batch in _batches(records):
+        for batch in batches(records, BATCH):
             under_way.append(task.remote(batch, known))
             if len(under_way) > cores:
                 yield from ray.get(under_way.popleft())
@@ -48,18 +46,5 @@ def _cores() -> int:
     return max(1, sum(int(resources.get(RAY_CORES, resources.get("CPU", 0))) for resources in there))
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    batch, size = [], 0
-    for record in records:
-        batch.append(record)
-        # Those that are no bytes yet are decoded one at a time.
-        size += sum(len(picture.data) for picture in (*record.images, record.target) if isinstance(picture, PictureBytes))
-        if len(batch) == BATCH or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _examine_batch(records: list[Record], known: tuple) -> list[Examined]:
-    return [quality.examine(record, *known) for record in records]
+    return quality.examine_all(records, *known)

@@ -61,7 +61,7 @@ def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, 
     if not replace:
         intake.require_place(source.name, place, corpus_store())
     tell = _telling(on_progress, _count(source, format)) if on_progress else lambda seen: None
-    examine = intake.one_by_one(params.corpus, salt()) if workers == 1 else on_cluster(params.corpus, salt(), workers)
+    examine = intake.in_this_process(params.corpus, salt()) if workers == 1 else on_cluster(params.corpus, salt(), workers)
     return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), salt(), examine, tell, place)
 
 
