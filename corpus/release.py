@@ -9,6 +9,7 @@ release costs what changed.
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from infra.store import MissingObject, ObjectStore
 CARD, QUARANTINE, VALIDATION, REMOVED = "card.json", "quarantine.parquet", "validation.json", "removed.json"
 DOUBTS, ALIGNMENT = "doubts.parquet", "alignment.parquet"
 BUILT_IN = ("unimed-mini", "package-images")
+# Objects that are fetched at once; as many shards are in memory.
+AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def _read(source: dict, params: CorpusParams, store: ObjectStore, salt: bytes, d
     source, back = review.let_in(source, decisions, params.shards, store)
     removed = source["removed"] if back else json.loads(store.get(source["removed"]))
     aside = review.still_aside(shards.read_quarantine(store.get(source["quarantine"])), back)
-    return [_taken_in(s, tuple(removed.get(s["shard"], ())), store) for s in source["shards"]], aside
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(lambda s: _taken_in(s, tuple(removed.get(s["shard"], ())), store), source["shards"])), aside
 
 
 def _kept(name: str, params: CorpusParams, store: ObjectStore, salt: bytes) -> dict:
@@ -158,12 +162,16 @@ def _lay_out(out: Path, parts: list[_Part]) -> None:
     for path in sorted((out / "shards").rglob("*.parquet")):
         if path.relative_to(out / "shards").as_posix() not in wanted:
             path.unlink()
-    for part in parts:
-        paths = [out / "shards" / f"{part.name}{suffix}" for suffix in (".parquet", ".index.parquet")]
-        if not all(path.exists() for path in paths):
-            paths[0].parent.mkdir(parents=True, exist_ok=True)
-            for path, data in zip(paths, part.read()):
-                write_atomic(path, data)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(lambda part: _bring(out, part), parts))
+
+
+def _bring(out: Path, part: _Part) -> None:
+    paths = [out / "shards" / f"{part.name}{suffix}" for suffix in (".parquet", ".index.parquet")]
+    if not all(path.exists() for path in paths):
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        for path, data in zip(paths, part.read()):
+            write_atomic(path, data)
 
 
 def _removed(parts: list[_Part], late: pa.Table) -> dict[str, list[int]]:
