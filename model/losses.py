@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from model.packing import PackedSequence
@@ -27,7 +28,11 @@ def step_loss(losses: TokenLosses, totals: TokenCounts, ce_weight: float, mse_we
     """This pack's share of the step's loss, and its unweighted shares of the two means.
 
     Shares of all packs of the step add up to the exact token means; a pack without tokens of one kind adds zero.
+    So does, to the gradients, one that meets nothing which learns.
     """
     ce = losses.ce.sum() / max(totals.ce, 1)
     mse = losses.mse.mean(dim=-1).sum() / max(totals.mse, 1)
-    return ce_weight * ce + mse_weight * mse, ce.item(), mse.item()
+    total = ce_weight * ce + mse_weight * mse
+    if torch.is_grad_enabled() and not total.requires_grad:
+        total.requires_grad_()  # backward then ends here, where it would be refused
+    return total, ce.item(), mse.item()

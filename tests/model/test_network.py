@@ -12,6 +12,8 @@ from torch.nn.attention import flex_attention
 from model import UniMedVL
 from model.attention import sample_mask
 from model.config import ModelConfig
+from model.losses import TokenCounts, step_loss
+from model.optimisation import set_trainable
 from model.packing import TextItem, VAEItem, ViTItem, pack
 from model.positions import grid_ids
 from model.sparse_attention import block_mask
@@ -159,6 +161,22 @@ def test_a_pack_without_images_or_targets_has_zero_losses(model):
     packed = pack([[TextItem([5, 6, 7])]], model.config)
     losses = model(packed, torch.zeros(0, model.config.latent_dim))
     assert losses.ce.sum() == 0 and losses.mse.sum() == 0
+
+
+def test_a_pack_that_meets_nothing_which_learns_adds_nothing(folder):
+    learner = UniMedVL.from_pretrained(folder).train()
+    parameters = set_trainable(learner, ("vit", "connector"))
+    text = pack([[TextItem([5, 6, 7], loss=True)]], learner.config)
+    picture = pack([[ViTItem(torch.rand(3, 28, 28, generator=torch.Generator().manual_seed(0))), TextItem([5, 6], loss=True)]], learner.config)
+    gradients = []
+    for packs in ([picture], [text, picture, text]):
+        learner.zero_grad()
+        for each in packs:
+            loss, ce, _ = step_loss(learner(each, torch.zeros_like(each.latents)), TokenCounts(ce=10), 0.25, 1.0)
+            loss.backward()
+        gradients.append([p.grad.clone() for p in parameters.values()])
+    assert loss.item() == pytest.approx(0.25 * ce) and ce > 0
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_an_image_larger_than_the_position_table_is_refused():
