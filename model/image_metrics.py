@@ -23,9 +23,9 @@ def psnr(picture: np.ndarray, truth: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two uint8 pictures of one shape; 100 for equal ones and at most.
 
     Raises:
-        ValueError: the shapes differ, or there are no pixels.
+        ValueError: the shapes differ, there are no pixels, or these are not uint8.
     """
-    _same_shape(picture, truth, least=1)
+    _comparable(picture, truth, least=1)
     error = np.mean((picture.astype(np.float64) - truth.astype(np.float64)) ** 2)
     return 100.0 if error == 0 else min(float(10 * np.log10(255.0**2 / error)), 100.0)
 
@@ -34,17 +34,20 @@ def ssim(picture: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity of two uint8 pictures of one shape, [h, w] or [h, w, channels] (scikit-image).
 
     Raises:
-        ValueError: the shapes differ, or a side is shorter than the window of 7 px.
+        ValueError: the shapes differ, a side is shorter than the window of 7 px, or pixels are not uint8.
     """
     from skimage.metrics import structural_similarity
 
-    _same_shape(picture, truth, least=7)
+    _comparable(picture, truth, least=7)
     return float(structural_similarity(picture, truth, channel_axis=-1 if picture.ndim == 3 else None, data_range=255))
 
 
-def _same_shape(picture: np.ndarray, truth: np.ndarray, least: int) -> None:
+def _comparable(picture: np.ndarray, truth: np.ndarray, least: int) -> None:
     if picture.shape != truth.shape or min(picture.shape[:2]) < least:
         raise ValueError(f"needs two pictures of one shape, with {least} px or more a side, got {picture.shape} and {truth.shape}")
+    # Numbers in [0, 1] would pass for two nearly black, nearly equal pictures.
+    if not picture.dtype == truth.dtype == np.uint8:
+        raise ValueError(f"needs pixels of 0 to 255 as uint8, got {picture.dtype} and {truth.dtype}")
 
 
 def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:

@@ -68,7 +68,14 @@ def test_no_picture_is_nearer_than_an_equal_one():
     near = picture.copy()
     near[0, 0, 0] = 1
     assert psnr(near, picture) == psnr(picture, picture) == 100
-    assert np.isnan(psnr(np.full((8, 8), np.nan), np.zeros((8, 8))))
+
+
+@pytest.mark.parametrize("score", [psnr, ssim])
+def test_pixels_of_another_range_are_refused(score):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    for picture, truth in (pixels / 255.0, (pixels[0] / 255.0, pixels[1]), (pixels[0], pixels[1] > 127)):
+        with pytest.raises(ValueError, match="uint8, got"):
+            score(picture, truth)
 
 
 @pytest.mark.parametrize("score", [psnr, ssim])
