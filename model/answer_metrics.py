@@ -9,7 +9,8 @@ import numpy as np
 
 _ARTICLES = {"a", "an", "the"}
 # Of dots, those of a decimal number stay: one with a digit behind it, and neither a letter nor a dot before it.
-_PUNCTUATION = re.compile(r"[^\w\s%.\-]|(?<=[^\W\d]|\.)\.|\.(?!\d)")
+# Of hyphens, those that are a number's sign: one with a digit behind it, and no word before it.
+_PUNCTUATION = re.compile(r"[^\w\s%.\-]|_|(?<=[^\W\d]|\.)\.|\.(?!\d)|(?<=\w)-|-(?!\.?\d)")
 
 _OPTION_NOISE = re.compile(r"[.()\[\],:;!*#{}]")
 # A small letter in the midst of a sentence may be the article.
@@ -20,14 +21,14 @@ _REFUSAL = re.compile(r"(can['’]t|cannot) (help with images|process this|deter
 def normalise_answer(text: str) -> str:
     """Lower case, punctuation and articles stripped, blanks collapsed: the field's VQA convention.
 
-    Characters are compared as NFKC writes them. Text that is nothing but articles or punctuation stays.
+    Characters are compared as NFKC writes them, a minus sign as a hyphen. Text that is nothing but articles or punctuation stays.
     """
     return " ".join(_tokens(text))
 
 
 def _tokens(text: str, kept: Collection[str] = ()) -> list[str]:
     """The normalised words; one written as in `kept` is no article."""
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
     words = _PUNCTUATION.sub(" ", text).split() or text.split()
     return [word.casefold() for word in words if word in kept or word.casefold() not in _ARTICLES] or [word.casefold() for word in words]
 
