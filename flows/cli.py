@@ -121,7 +121,7 @@ def plan(
     from ray_jobs.params import find_profile, load_params
 
     params, hardware = load_params(find_profile(profile)), Hardware(gpus, memory_gb, peak_tflops, mfu)
-    found = [plan_stage(params.model, stage, hardware) for stage in params.curriculum]
+    found = [plan_stage(params.model, stage, params.training, hardware) for stage in params.curriculum]
     console.show([p.to_json() for p in found], json, lambda: plans(found, hardware))
     raise typer.Exit(console.DONE if all(p.fits for p in found) else console.REFUSED)
 

@@ -30,7 +30,7 @@ def plans(found: list, hardware) -> str:
     """The stages' plans side by side."""
     gib = 1024**3
     parts = [[part, f"{count:,}"] for part, count in found[0].parameters.items()]
-    lines = [f"{found[0].profile} on {hardware.gpus} GPUs of {hardware.memory_gb:g} GB, {hardware.peak_tflops:g} TFLOP/s at an MFU of {hardware.mfu:.0%}", ""]
+    lines = [f"{found[0].profile} on {hardware.gpus} GPUs of {hardware.memory_gb:g} GB, {hardware.peak_tflops:g} TFLOP/s at an MFU of {hardware.mfu:.0%}", found[0].how, ""]
     lines += [table(["parameters", ""], [*parts, ["all", f"{sum(found[0].parameters.values()):,}"]]), ""]
     names = list(found[0].memory)
     rows = [[name, *(f"{p.memory[name] / gib:.1f}" for p in found)] for name in names]

@@ -5,11 +5,12 @@ Parameters are counted on the real network built on the meta device. FLOPs follo
 """
 
 from dataclasses import asdict, dataclass
+from math import ceil
 
 import torch
 
 from model.config import ModelConfig
-from model.curriculum import PARTS, StageParams
+from model.curriculum import PARTS, StageParams, TrainingParams
 from model.optimisation import part_of
 
 GIB = 1024**3
@@ -31,6 +32,7 @@ class Plan:
 
     profile: str
     stage: str
+    how: str
     gpus: int
     parameters: dict[str, int]
     trainable: int
@@ -61,29 +63,31 @@ def count_parameters(config: ModelConfig) -> dict[str, int]:
     return counts
 
 
-def plan(config: ModelConfig, stage: StageParams, hardware: Hardware, tokens: int | None = None, samples: int = 4) -> Plan:
-    """The plan of one stage with everything sharded over all GPUs and activations checkpointed.
+def plan(config: ModelConfig, stage: StageParams, training: TrainingParams, hardware: Hardware, tokens: int | None = None, samples: int = 4) -> Plan:
+    """The plan of one stage, spread over all GPUs as `training` says. Every GPU takes as many packs a step, and one at least.
 
     Args:
-        tokens: packed tokens a GPU and step; the stage's budget by default.
+        tokens: packed tokens of a pack; the stage's budget by default.
         samples: samples they belong to: attention grows with the square of a sample's length.
     """
-    tokens = tokens or stage.tokens_per_pack
+    tokens, packs = tokens or stage.tokens_per_pack, ceil(training.streams / hardware.gpus)
     counts = count_parameters(config)
     trainable = sum(counts[part] for part in stage.trainable)
-    memory = state_bytes(counts, trainable, hardware.gpus) | {
-        "gathered layers": gathered_bytes(config, counts),
-        "activations": activation_bytes(config, tokens),
+    sharded, width = training.parallel == "fsdp", 2 if training.precision == "bfloat16" else 4
+    memory = state_bytes(counts, trainable, hardware.gpus if sharded else 1) | {
+        "weights in use": gathered_bytes(config, counts, width) if sharded else cast_bytes(counts, width),
+        "activations": activation_bytes(config, tokens, width, training.activation_checkpointing),
     }
-    flops = hardware.gpus * training_flops(config, tokens, [tokens // samples] * samples)
+    flops = hardware.gpus * packs * training_flops(config, tokens, [tokens // samples] * samples)
     seconds = flops / (hardware.gpus * hardware.peak_tflops * 1e12 * hardware.mfu)
     return Plan(
         profile=config.name,
         stage=stage.name,
+        how=f"{'sharded' if sharded else 'whole on every GPU'}, {training.precision}, activations {'checkpointed' if training.activation_checkpointing else 'kept'}",
         gpus=hardware.gpus,
         parameters=counts,
         trainable=trainable,
-        tokens_per_gpu=tokens,
+        tokens_per_gpu=packs * tokens,
         memory=memory,
         fits=sum(memory.values()) <= hardware.memory_gb * 1e9 * 0.95,
         flops_per_step=flops,
@@ -104,11 +108,16 @@ def state_bytes(counts: dict[str, int], trainable: int, shards: int) -> dict[str
     }
 
 
-def gathered_bytes(config: ModelConfig, counts: dict[str, int]) -> int:
-    """bfloat16 weights and gradients that are whole at the worst moment: the root's, and two decoder layers (one ahead)."""
+def gathered_bytes(config: ModelConfig, counts: dict[str, int], width: int = 2) -> int:
+    """Weights and gradients, `width` bytes each, that are whole at the worst moment: the root's, and two decoder layers (one ahead)."""
     layer = layer_parameters(config)
     root = sum(counts.values()) - counts["vae"] - counts["vit"] - counts["connector"] - config.llm.num_hidden_layers * layer
-    return 2 * 2 * root + 2 * 2 * layer + 2 * layer
+    return width * (2 * root + 2 * layer + layer)
+
+
+def cast_bytes(counts: dict[str, int], width: int) -> int:
+    """What autocast keeps of weights that are whole already: a narrower copy of each."""
+    return width * (sum(counts.values()) - counts["vae"]) if width < 4 else 0
 
 
 def layer_parameters(config: ModelConfig) -> int:
@@ -119,16 +128,16 @@ def layer_parameters(config: ModelConfig) -> int:
     return 2 * (attention + 3 * llm.hidden_size * llm.intermediate_size + 2 * llm.hidden_size)
 
 
-def activation_bytes(config: ModelConfig, tokens: int, width: int = 2) -> int:
-    """Checkpointed activations: every layer's input, one decoder layer computed again, and the logits.
+def activation_bytes(config: ModelConfig, tokens: int, width: int = 2, checkpointed: bool = True) -> int:
+    """Activations, an element of `width` bytes: of every layer, or checkpointed its input alone and one layer computed again; and the logits.
 
-    `width` is the bytes of an element. Half of the tokens are taken to carry a text loss; logits are also
-    kept in float32, with their gradient.
+    Half of the tokens are taken to carry a text loss; logits are also kept in float32, with their gradient.
     """
     llm = config.llm
+    layers = tokens * layer_bytes(config, width)
     inputs = tokens * llm.hidden_size * width * llm.num_hidden_layers
     logits = tokens // 2 * llm.vocab_size * (width + 2 * 4)
-    return inputs + tokens * layer_bytes(config, width) + logits
+    return (inputs + layers if checkpointed else layers * llm.num_hidden_layers) + logits
 
 
 def layer_bytes(config: ModelConfig, width: int = 2) -> int:

@@ -6,13 +6,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import PUBLISHED_EXTRAS, ModelConfig
-from model.curriculum import StageParams
+from model.curriculum import StageParams, TrainingParams
 from model.packing import TextItem, pack
 from model.plan import Hardware, activation_bytes, count_parameters, layer_bytes, layer_parameters, plan, state_bytes, training_flops
 from model.unimedvl import UniMedVL
 from tests.model.test_checkpoint import LLM_14B, VIT_14B
 
 STAGE = StageParams(name="unified", steps=70000, mixture={"text": 1}, learning_rate=1e-5, tokens_per_pack=18000)
+
+SHARDED = TrainingParams(workers=8, streams=8, parallel="fsdp", precision="bfloat16", activation_checkpointing=True)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,7 @@ def test_activations_are_what_the_plan_says(tiny, batch):
     # All tokens of this batch carry a loss, half of them in the plan; no layer is computed again in a forward.
     planned = activation_bytes(tiny.config, batch.length, width=4) - batch.length * layer_bytes(tiny.config, width=4)
     assert checkpointed == pytest.approx(planned, rel=0.25)
+    assert whole == pytest.approx(activation_bytes(tiny.config, batch.length, width=4, checkpointed=False), rel=0.25)
 
 
 def test_flops_are_those_that_run(tiny, batch):
@@ -110,8 +113,24 @@ def test_flops_are_those_that_run(tiny, batch):
 
 
 def test_more_gpus_hold_less_each_and_the_14b_needs_several(published):
-    plans = {gpus: plan(published, STAGE, Hardware(gpus)) for gpus in (1, 8, 16, 32)}
+    plans = {gpus: plan(published, STAGE, SHARDED, Hardware(gpus)) for gpus in (8, 16, 32)}
     totals = [plans[gpus].total_memory for gpus in plans]
     assert totals == sorted(totals, reverse=True)
-    assert not plans[1].fits and plans[32].fits
+    assert not plan(published, STAGE, SHARDED, Hardware(2)).fits and plans[32].fits
     assert plans[8].step_seconds == pytest.approx(plans[32].step_seconds)
+
+
+def test_a_plan_follows_how_the_profile_trains(tiny):
+    def of(gpus=2, **training):
+        return plan(tiny.config, STAGE, TrainingParams(workers=1, **training), Hardware(gpus))
+
+    whole, sharded = of(), of(parallel="fsdp")
+    assert [whole.memory[key] for key in ("weights", "optimiser")] == [2 * sharded.memory[key] for key in ("weights", "optimiser")]
+    assert whole.memory["weights in use"] == 0 < sharded.memory["weights in use"]
+    assert of(precision="bfloat16").memory["weights in use"] == whole.memory["weights"] // 2
+    assert of(precision="bfloat16").memory["activations"] < whole.memory["activations"]
+    assert of(activation_checkpointing=True).memory["activations"] < whole.memory["activations"]
+    assert whole.how == "whole on every GPU, float32, activations kept"
+    # Eight packs a step: four for each of two GPUs, three of which the busiest of three has, and one at least.
+    assert [of(gpus, streams=8).tokens_per_gpu // STAGE.tokens_per_pack for gpus in (2, 3, 8, 16)] == [4, 3, 1, 1]
+    assert of(streams=8).step_seconds == pytest.approx(4 * of(streams=2).step_seconds)
