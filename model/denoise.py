@@ -43,7 +43,7 @@ def settings(config: SamplingConfig, has_images: bool, steps: int | None, text: 
     for name, scale in (("guidance", text), ("image_guidance", image)):
         if scale is not None and not math.isfinite(scale):
             raise ValueError(f"{name}={scale} is no finite number")
-    chosen = Guidance(config.steps, config.timestep_shift, config.text_guidance, 1.0, config.draw_interval, "global")
+    chosen = Guidance(config.steps, config.timestep_shift, config.text_guidance, config.draw_image_guidance, config.draw_interval, "global")
     if has_images:
         chosen = replace(chosen, text=config.edit_text_guidance, image=config.edit_image_guidance, interval=(0.0, 1.0), renorm="text_channel")
     overrides = {"steps": steps, "text": text, "image": image if has_images else None}

@@ -11,7 +11,7 @@ from torch.nn.attention import flex_attention
 
 from model import UniMedVL
 from model.attention import sample_mask
-from model.config import ModelConfig
+from model.config import PUBLISHED_EXTRAS, ModelConfig, SamplingConfig
 from model.losses import TokenCounts, step_loss
 from model.optimisation import set_trainable
 from model.packing import TextItem, VAEItem, ViTItem, pack
@@ -124,6 +124,18 @@ def test_drawings_and_edits_of_any_size_share_a_call(model, picture):
 def test_a_drawing_that_cannot_be_meant_is_refused(model, options, told):
     with pytest.raises(ValueError, match=told):
         model.draw_batch([["CT image"], ["MRI image"]], **options)
+
+
+def test_the_published_network_draws_with_the_guidance_of_its_reference(folder):
+    """Scales of 4 and 1.5, the second of an image that is not there: 1 + 1.5 * (4 - 1) of the text, as the reference's demo has it."""
+    artist = UniMedVL.from_pretrained(folder)
+    with torch.no_grad():
+        artist.llm2vae.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+    drawn = {}
+    for scale, sampling in ((5.5, SamplingConfig()), (4.0, SamplingConfig()), (None, SamplingConfig(**PUBLISHED_EXTRAS["sampling"]))):
+        artist.config = artist.config.model_copy(update={"sampling": sampling})
+        drawn[scale] = np.asarray(artist.draw("CT image of the abdomen.", steps=6, guidance=scale)).astype(int)
+    assert np.abs(drawn[None] - drawn[5.5]).max() <= 1 < np.abs(drawn[None] - drawn[4.0]).max()
 
 
 def test_what_drawing_keeps_can_be_trained_with(model):
