@@ -84,6 +84,13 @@ def test_an_answer_that_cannot_be_meant_is_refused(model, options):
         next(model.stream_chat("CT", **options))
 
 
+@pytest.mark.parametrize("part", [np.zeros((8, 8, 3), np.uint8), b"bytes", None, ["Is this a CT?"]])
+def test_what_is_neither_a_text_nor_a_picture_is_told(model, part):
+    for ask in (model.chat, model.draw, model.count_tokens, lambda parts: list(model.stream_chat(parts))):
+        with pytest.raises(TypeError, match=f"part 1 is of type {type(part).__name__}.*PIL"):
+            ask(["Is this a CT?", part])
+
+
 def test_without_a_tokenizer_words_are_refused(picture):
     network = UniMedVL(ModelConfig())
     for ask in (lambda: network.chat([picture]), lambda: network.draw("CT image"), lambda: network.count_tokens(["CT"])):
