@@ -76,9 +76,12 @@ def clip_score(pictures: Sequence[Image], texts: Sequence[str], images: ImageEnc
     """Mean cosine of each picture with its own text, in [-1, 1] (the BioMedCLIP score with BiomedCLIP's encoders).
 
     Raises:
-        ValueError: there are not as many texts as pictures, or none.
+        ValueError: there are not as many texts as pictures, or none, or the encoders' vectors are not one each, of one width.
     """
     if len(pictures) != len(texts) or not len(texts):
         raise ValueError(f"needs a text for every picture, got {len(pictures)} pictures and {len(texts)} texts")
-    a, b = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12) for vectors in (images(pictures), words(texts)))
+    seen, read = (np.asarray(vectors, dtype=np.float64) for vectors in (images(pictures), words(texts)))
+    if seen.ndim != 2 or len(seen) != len(pictures) or seen.shape != read.shape:
+        raise ValueError(f"needs a vector of one width for each of {len(pictures)} pictures and texts, but the encoders gave {seen.shape} and {read.shape}")
+    a, b = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12) for vectors in (seen, read))
     return float((a * b).sum(axis=1).mean())

@@ -198,6 +198,13 @@ def test_pictures_are_compared_in_any_encoders_space():
         clip_score(grey, ["dark"], encoder, lambda texts: np.array([words[t] for t in texts]))
 
 
+@pytest.mark.parametrize("seen, read", [((1, 4), (2, 4)), ((2, 1), (2, 4)), ((1, 4), (1, 4)), ((2,), (2,))])
+def test_an_encoder_that_gives_not_one_vector_each_is_told(seen, read):
+    with pytest.raises(ValueError, match=r"2 pictures and texts, but the encoders gave \(") as told:
+        clip_score([None, None], ["dark", "light"], lambda pictures: np.ones(seen), lambda texts: np.ones(read))
+    assert f"{seen} and {read}" in str(told.value)
+
+
 def test_reports_against_values_worked_out_by_hand():
     report, truth = ["the heart is normal"], ["the heart is enlarged"]
     assert bleu(report, truth, n=1) == pytest.approx(3 / 4)
