@@ -11,6 +11,8 @@ _ARTICLES = {"a", "an", "the"}
 # Of dots, those of a decimal number stay: one with a digit behind it, and neither a letter nor a dot before it.
 # Of hyphens, those that are a number's sign: one with a digit behind it, and no word before it.
 _PUNCTUATION = re.compile(r"[^\w\s%.\-]|_|(?<=[^\W\d]|\.)\.|\.(?!\d)|(?<=\w)-|-(?!\.?\d)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_NUMBERS = {word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())}
 
 _OPTION_NOISE = re.compile(r"[.()\[\],:;!*#{}]")
 # A small letter in the midst of a sentence may be the article.
@@ -19,7 +21,7 @@ _REFUSAL = re.compile(r"(can['’]t|cannot) (help with images|process this|deter
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, punctuation and articles stripped, blanks collapsed: the field's VQA convention.
+    """Lower case, punctuation and articles stripped, numbers up to ten as digits, blanks collapsed: the VQA evaluation's convention.
 
     Characters are compared as NFKC writes them, a minus sign as a hyphen. Text that is nothing but articles or punctuation stays.
     """
@@ -29,8 +31,9 @@ def normalise_answer(text: str) -> str:
 def _tokens(text: str, kept: Collection[str] = ()) -> list[str]:
     """The normalised words; one written as in `kept` is no article."""
     text = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-")
-    words = _PUNCTUATION.sub(" ", text).split() or text.split()
-    return [word.casefold() for word in words if word in kept or word.casefold() not in _ARTICLES] or [word.casefold() for word in words]
+    words = _PUNCTUATION.sub(" ", _THOUSANDS.sub("", text)).split() or text.split()
+    found = [word.casefold() for word in words if word in kept or word.casefold() not in _ARTICLES] or [word.casefold() for word in words]
+    return [_NUMBERS.get(word, word) for word in found]
 
 
 def exact_match(answer: str, truth: str) -> bool:

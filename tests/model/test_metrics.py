@@ -32,6 +32,9 @@ def test_exact_match_ignores_case_articles_and_punctuation(answer, truth, same):
         ("-.5", ".5", False),
         ("\u22125 HU", "-5 HU", True),
         ("Ｙｅｓ", "yes", True),
+        ("1,000 cells", "1000 cells", True),
+        ("2,3", "23", False),
+        ("Two lobes", "2 lobes", True),
         ("e\u0301panchement", "\u00e9panchement", True),
     ],
 )
