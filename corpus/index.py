@@ -84,6 +84,18 @@ def read(data: bytes, shard: str, removed: Sequence[int] = ()) -> pa.Table:
     return table.filter(pa.array(~np.isin(rows, removed))) if len(removed) else table
 
 
+def patients(data: bytes) -> set[str]:
+    """The patients of a shard or of its index; of any other Parquet file, none."""
+    table = pq.ParquetFile(io.BytesIO(data)).read(columns=["patient"], use_threads=False)
+    return {*table["patient"].unique().to_pylist()} if table.num_columns else set()
+
+
+def without_patient(data: bytes, patient: str) -> bytes:
+    """An index that tells nothing of a patient; the other rows keep their places."""
+    rows = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()
+    return to_bytes([{} if row["patient"] == patient else row for row in rows])
+
+
 def join(tables: Sequence[pa.Table]) -> pa.Table:
     """Several indexes as one."""
     if not tables:

@@ -31,6 +31,7 @@ OnProgress = Callable[[int], None]
 
 # Samples that wait for a person lie apart: no release looks here but for those that were accepted.
 HELD = "held"
+SHARD, INDEX = ".parquet", ".index.parquet"
 FORGOTTEN = "privacy/forgotten.json"
 # Of encoded pictures in memory.
 BATCH, BATCH_BYTES = 32, 4 * 2**20
@@ -38,6 +39,10 @@ BATCH, BATCH_BYTES = 32, 4 * 2**20
 
 class SourceElsewhere(ValueError):
     """Another folder or file was taken in under this name."""
+
+
+class SourceConflict(RuntimeError):
+    """Another command changed the source, or had a patient forgotten, while this one was under way."""
 
 
 def in_this_process(params: CorpusParams, salt: bytes) -> Examine:
@@ -65,47 +70,65 @@ def add(
     """Take a source in. Returns its record; an unchanged source gives the record that is there.
 
     Run again after it was interrupted, it goes on with the shards that are written already. `place` tells where the source lies.
+
+    Raises:
+        SourceConflict: the source was changed meanwhile, or a patient forgotten. Nothing was; run again, it goes on.
     """
-    before = _current(store, name)
+    before, etag = _current(store, name)
     reading = _Reading(name, before, params, store, salt)
     reading.run(records, examine or in_this_process(params, salt), on_progress)
     counts = reading.counts() | ({"place": place} if place else {})
-    record = _publish(store, _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, counts, reading.held), before)
+    settled = _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, counts, reading.held)
+    if forgotten(store) != reading.forgotten:
+        raise _conflict(name)
+    record = _publish(store, settled, before, etag)
     store.delete(_journal(name))
     return record
 
 
 def require_place(name: str, place: str, store: ObjectStore) -> None:
     """Raises SourceElsewhere if the source of this name lies in another place."""
-    if _current(store, name).get("place", place) != place:
+    if _current(store, name)[0].get("place", place) != place:
         raise SourceElsewhere(f"source {name!r} was taken in from another folder or file, and would lose what that holds: name this one otherwise (--name), or put it in the other's stead (--replace)")
 
 
-def without_patient(record: dict, patient: str, params: CorpusParams, store: ObjectStore) -> tuple[dict, list[str]]:
-    """A source without a patient: shards that hold the patient are written anew. Returns its new record and the old shards' keys.
+def without_patient(name: str, patient: str, params: CorpusParams, store: ObjectStore) -> tuple[dict, int]:
+    """A source without a patient: shards that hold the patient are written anew. Returns its record and how many those are.
 
-    A source without the patient is returned as it is.
+    A source without the patient stays as it is.
+
+    Raises:
+        SourceConflict: it was changed meanwhile.
     """
-    stale, old = store.get_json(record["stale"]), []
+    record, etag = _current(store, name)
+    stale, old = store.get_json(record["stale"]), 0
 
     def without(found: list[dict], prefix: str) -> Iterator[dict]:
+        nonlocal old
         for shard in found:
-            if patient not in index.read(store.get(shard["index_key"]), shard["shard"])["patient"].to_pylist():
+            if patient not in index.patients(store.get(shard["index_key"])):
                 yield shard
                 continue
             gone = stale.pop(shard["shard"], [])
             stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient != patient and row not in gone]
-            old.extend((shard["key"], shard["index_key"]))
+            old += 1
             if stay:
-                yield shards.put(store, f"{prefix}/{record['name']}", shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))
+                yield shards.put(store, f"{prefix}/{name}", shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))
 
     listed, held = list(without(record["shards"], "intake")), list(without(record.get("held", []), HELD))
-    old += review.holding(record["name"], patient, store)
     if not old:
-        return record, []
+        return record, 0
     aside = shards.read_quarantine(store.get(record["rejected"]))
     kept = {key: record[key] for key in ("records", "questions_left_out", "place") if key in record}
-    return _publish(store, _settled(store, params, record["name"], listed, stale, aside, kept, held), record), old
+    return _publish(store, _settled(store, params, name, listed, stale, aside, kept, held), record, etag), old
+
+
+def holding(patient: str, store: ObjectStore) -> list[str]:
+    """Keys of all that was ever taken in and holds a patient, whether a source still uses it or not: shards and their indexes."""
+    there = {entry.key for prefix in ("intake/", f"{HELD}/", f"{review.ADMITTED}/") for entry in store.list(prefix) if entry.key.endswith(SHARD)}
+    # Where a process died between a shard and its index, the shard itself tells.
+    tells = {key: beside if (beside := key.removesuffix(SHARD) + INDEX) in there else key for key in there if not key.endswith(INDEX)}
+    return sorted({name for key, teller in tells.items() if patient in index.patients(store.get(teller)) for name in (key, teller)})
 
 
 def _settled(store: ObjectStore, params: CorpusParams, name: str, listed: list[dict], stale: dict[str, list[int]], aside: list[Rejection], counts: dict, held: list[dict]) -> dict:
@@ -156,10 +179,14 @@ def remember_to_forget(patient: str, store: ObjectStore) -> None:
 
 
 class _Known:
-    """The rows a source has already: what is there is neither examined nor written again."""
+    """The rows a source has already: what is there is neither examined nor written again.
 
-    def __init__(self, shards: list[dict], store: ObjectStore):
-        self.table = index.join([index.read(store.get(s["index_key"]), s["shard"]) for s in shards])
+    A shard that holds a forgotten patient is not known, so that whoever lies beside the patient is written anew.
+    """
+
+    def __init__(self, shards: list[dict], store: ObjectStore, forgotten: set[str]):
+        tables = [index.read(store.get(s["index_key"]), s["shard"]) for s in shards]
+        self.table = index.join([table for table in tables if forgotten.isdisjoint(table["patient"].unique().to_pylist())])
         self.used = np.zeros(len(self.table), dtype=bool)
         self._by = {name: _Lookup(index.column(self.table, name)) for name in ("origin", "content")}
 
@@ -226,7 +253,8 @@ class _Reading:
         self.name, self.params, self.store = name, params, store
         self.journalled = _journalled(store, name)
         self.shards = before.get("shards", []) + [s for s in self.journalled if s not in before.get("shards", [])]
-        self.known, self.forgotten = _Known(self.shards, store), forgotten(store)
+        self.forgotten = forgotten(store)
+        self.known = _Known(self.shards, store, self.forgotten)
         # The outcome for a record depends on these too: change one, and everything is looked at again.
         self.key = digest({"quality": params.quality.model_dump(mode="json"), "salt": salt.hex(), "code": source_fingerprint("corpus")}).encode()
         self.seen = self.left_out = 0
@@ -311,9 +339,9 @@ def _journal(name: str) -> str:
 
 
 def _journalled(store: ObjectStore, name: str) -> list[dict]:
-    """Shards of a reading that did not come to its end."""
+    """Shards of a reading that did not come to its end, but for those that a purge deleted."""
     try:
-        return store.get_json(_journal(name))
+        return [shard for shard in store.get_json(_journal(name)) if store.exists(shard["index_key"])]
     except MissingObject:
         return []
 
@@ -330,18 +358,26 @@ def _put_quarantine(store: ObjectStore, name: str, aside: list[Rejection]) -> st
     return key
 
 
-def _current(store: ObjectStore, name: str) -> dict:
+def _current(store: ObjectStore, name: str) -> tuple[dict, str | None]:
+    """The record of a source and its etag; nothing where there is none yet."""
     try:
-        return store.get_json(f"intake/{name}.json")
+        return store.get_json_with_etag(f"intake/{name}.json")
     except MissingObject:
-        return {}
+        return {}, None
 
 
-def _publish(store: ObjectStore, record: dict, before: dict) -> dict:
-    if {k: v for k, v in before.items() if k not in ("added_at", "how")} == record:
+def _publish(store: ObjectStore, record: dict, before: dict, etag: str | None) -> dict:
+    if {k: v for k, v in before.items() if k != "added_at"} == record:
         return before | {"how": "up to date"}
-    store.put_json(f"intake/{record['name']}.json", record | {"added_at": utc_now()})
+    try:
+        store.put_json(f"intake/{record['name']}.json", record | {"added_at": utc_now()}, **({"if_match": etag} if etag else {"if_absent": True}))
+    except PreconditionFailed:
+        raise _conflict(record["name"]) from None
     return record | {"how": "replaced" if before else "added"}
+
+
+def _conflict(name: str) -> SourceConflict:
+    return SourceConflict(f"source {name!r} was changed, or a patient forgotten, by another command while this one was under way; run this one again")
 
 
 def sources(store: ObjectStore) -> list[dict]:

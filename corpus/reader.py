@@ -92,10 +92,10 @@ class ReleaseReader:
         self.cache.fetch_ahead(self._files[self.index.shard[position]])
 
 
-def release_index(release: dict, store: ObjectStore, cache_dir: Path) -> pa.Table:
-    """The index of a whole release, without its pictures ever being fetched."""
+def release_index(release: dict, store: ObjectStore, cache_dir: Path, uncounted: bool = False) -> pa.Table:
+    """The index of a whole release, without its pictures ever being fetched; if asked, with the rows of its shards that do not count."""
     cache = ShardCache(store, cache_dir)
-    removed = json.loads(cache.small(release["removed"]))
+    removed = {} if uncounted else json.loads(cache.small(release["removed"]))
     return index.join([_table(cache, file, removed) for file in release["shards"] if file["path"].endswith(INDEX)])
 
 

@@ -143,13 +143,6 @@ def _admitted(name: str, rows: dict[str, list[int]], params: ShardParams, store:
         return made
 
 
-def holding(name: str, patient: str, store: ObjectStore) -> list[str]:
-    """Keys of what was admitted from a source and has samples of a patient."""
-    indexes = [entry.key for entry in store.list(f"{ADMITTED}/{name}/") if entry.key.endswith(".index.parquet")]
-    found = [key for key in indexes if patient in index.read(store.get(key), "")["patient"].to_pylist()]
-    return [name for key in found for name in (key.replace(".index.parquet", ".parquet"), key)]
-
-
 def still_aside(aside: Iterable[Rejection], records: set[str]) -> list[Rejection]:
     """What is kept aside without the records that came back."""
     return [rejection for rejection in aside if rejection.record not in records]

@@ -183,14 +183,14 @@ def data_forget(
     """Make a release without a patient, and name everything that saw the patient."""
     console.needs_stack()
     from corpus.patients import patient_key
-    from flows import history, report
+    from flows import forgetting, report
     from ray_jobs.ingest import salt
 
     def confirm(tags: list[str]) -> bool:
         return yes or typer.confirm(f"{', '.join(tags) or 'no release'} cannot be pulled or trained on again, and can't be brought back. Purge?")
 
     key = patient_key(salt(), source, patient) if source else patient
-    result = _found(lambda: history.forget(key, purge, confirm, console.progress))
+    result = _found(lambda: forgetting.forget(key, purge, confirm, console.progress))
     console.show(result, json, lambda: report.forgotten(result))
 
 
@@ -212,12 +212,14 @@ def data_verify(tag: Annotated[str | None, typer.Argument(help="A release's tag;
     from infra.store import MissingObject, corpus_store
 
     record, store, bad = find_release(tag), corpus_store(), []
-    for shard in record["shards"]:
+    gone = record.get("purged", {}).get("files", ())
+    for shard in (shard for shard in record["shards"] if shard["path"] not in gone):
         try:
             whole = hashlib.md5(store.get(shard["key"]), usedforsecurity=False).hexdigest() == shard["md5"]
         except MissingObject:
             whole = False
         bad += [] if whole else [shard["path"]]
-    result = {"tag": record["tag"], "shards": len(record["shards"]), "damaged": bad}
-    console.show(result, json, lambda: f"{record['tag']}: {len(record['shards'])} shards, " + (f"damaged or missing: {', '.join(bad)}" if bad else "all whole"))
+    result = {"tag": record["tag"], "shards": len(record["shards"]), "purged": list(gone), "damaged": bad}
+    told = f"damaged or missing: {', '.join(bad)}" if bad else "all others whole" if gone else "all whole"
+    console.show(result, json, lambda: f"{record['tag']}: {len(record['shards'])} files of shards, " + (f"{len(gone)} of them purged, " if gone else "") + told)
     raise typer.Exit(console.FAILED if bad else console.DONE)

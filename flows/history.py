@@ -1,18 +1,24 @@
-"""Where a sample or a patient has been: releases, stage checkpoints and models; and making them forget a patient."""
+"""Where a sample or a patient has been: releases, stage checkpoints and models."""
 
-from corpus import changes, intake
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from corpus import changes
 from corpus.reader import release_index
-from flows.releases import all_releases, make_release
+from flows.releases import all_releases
 from flows.report import find_release
-from infra.records import utc_now
 from infra.settings import get_settings
-from infra.store import MissingObject, ObjectStore, corpus_store, log_store
+from infra.store import MissingObject, corpus_store, log_store
 
 
 def diff(before: str, after: str) -> dict:
-    """What changed between two releases."""
-    first, second = find_release(before), find_release(after)
-    return {"before": first["tag"], "after": second["tag"], **changes.compare(_index(first), _index(second)).to_json()}
+    """What changed between two releases.
+
+    Raises:
+        LookupError: there is no such release, or a part of it is gone.
+    """
+    first, second = (whole(find_release(tag)) for tag in (before, after))
+    return {"before": first["tag"], "after": second["tag"], **changes.compare(whole_index(first), whole_index(second)).to_json()}
 
 
 def trace(sample: str | None = None, patient: str | None = None) -> dict:
@@ -21,27 +27,53 @@ def trace(sample: str | None = None, patient: str | None = None) -> dict:
     Raises:
         LookupError: no release holds it.
     """
-    releases = [found for release in all_releases(corpus_store()) if (found := _found(release, sample, patient))]
-    if not releases:
+    found = seen(sample, patient)
+    if not found["releases"]:
         raise LookupError(f"no release holds {sample or f'patient {patient}'}; sample ids and patient keys are those of the shards")
+    return found
+
+
+def seen(sample: str | None = None, patient: str | None = None) -> dict:
+    """As `trace`; of what no release holds, nothing."""
+    releases = [found for release in all_releases(corpus_store()) if (found := _found(release, sample, patient))]
     tags = {found["tag"]: found["splits"] for found in releases}
     return {"releases": releases, "checkpoints": _checkpoints(tags), "models": _models(tags)}
 
 
 def _found(release: dict, sample: str | None, patient: str | None) -> dict | None:
-    if "purged" in release:
-        return None
-    table = _index(release).select(["id", "patient", "split", "shard"])
-    rows = [r for r in table.to_pylist() if r["patient"] == patient or sample in (r["id"], r["id"].rpartition("#")[0])]
-    if not rows:
+    table = whole_index(release).select(["id", "patient", "split", "shard"])
+    meant = pc.equal(table["patient"], patient) if patient else pc.or_(pc.equal(table["id"], sample), pc.starts_with(table["id"], f"{sample}#"))
+    rows = table.filter(meant).to_pylist()
+    # Of a patient who was purged, the release's record tells.
+    splits = {row["split"] for row in rows} | {*release.get("purged", {}).get("patients", {}).get(patient, ())}
+    if not splits:
         return None
     return {
         "tag": release["tag"],
-        "samples": sorted(r["id"] for r in rows),
-        "splits": sorted({r["split"] for r in rows}),
-        "patients": sorted({r["patient"] for r in rows}),
-        "shards": sorted({r["shard"] for r in rows}),
+        "samples": sorted(row["id"] for row in rows),
+        "splits": sorted(splits),
+        "patients": sorted({patient} if patient else {row["patient"] for row in rows}),
+        "shards": sorted({row["shard"] for row in rows}),
     }
+
+
+def whole(release: dict) -> dict:
+    """The release. Raises LookupError when parts of it were purged."""
+    if gone := release.get("purged"):
+        raise LookupError(f"{release['tag']} was purged on {gone['at']}: {len(gone['files'])} of its files are gone")
+    return release
+
+
+def whole_index(release: dict, uncounted: bool = False) -> pa.Table:
+    """The index of a release, also of one whose shards were purged; if asked, with rows that do not count.
+
+    Raises:
+        LookupError: a part of it is missing.
+    """
+    try:
+        return release_index(release, corpus_store(), get_settings().state_dir / "cache" / "shards", uncounted)
+    except MissingObject as error:
+        raise LookupError(f"{release['tag']} is not whole on S3: {error} is missing; `unimed data verify {release['tag']}` says more") from None
 
 
 def _checkpoints(tags: dict[str, list[str]]) -> list[dict]:
@@ -70,65 +102,3 @@ def _models(tags: dict[str, list[str]]) -> list[dict]:
 def _origin(version) -> str | None:
     """The model version whose weights this one went on from."""
     return next((stage["version"] for stage in version.lineage.get("stages", ()) if stage.get("version")), None)
-
-
-def forget(patient: str, purge: bool, confirm, on_line) -> dict:
-    """A release without a patient, and on `purge` the old shards gone from S3.
-
-    Args:
-        patient: the patient's key.
-        confirm: asked with the tags that a purge breaks; it goes on only if this says True.
-
-    Raises:
-        LookupError: no source or release holds the patient.
-    """
-    store = corpus_store()
-    try:
-        seen = trace(patient=patient)
-    except LookupError:
-        seen = {"releases": [], "checkpoints": [], "models": []}
-    from ray_jobs.params import load_params
-
-    params, old = load_params(get_settings().params_file).corpus, []
-    intake.remember_to_forget(patient, store)
-    for source in intake.sources(store):
-        record, gone = intake.without_patient(source, patient, params, store)
-        old += gone
-        if gone:
-            on_line(f"{record['name']}: {len(gone) // 2} shards written anew")
-    if not old and not seen["releases"]:
-        raise LookupError(f"no source and no release holds patient {patient}")
-    release = make_release(force=False, on_line=on_line) if old else find_release(None)
-    breaks = [found["tag"] for found in seen["releases"]]
-    purged = purge and confirm(breaks)
-    return {"patient": patient, "release": release["tag"], **seen, "purged": _purge(seen["releases"], old, store) if purged else []}
-
-
-def _purge(releases: list[dict], old: list[str], store: ObjectStore) -> list[str]:
-    """Delete what held the patient from S3 and from this machine; returns the deleted keys."""
-    from infra.corpus_repo import CorpusRepo
-
-    shards = {shard for found in releases for shard in found["shards"]}
-    keys = set(old)
-    for found in releases:
-        record = find_release(found["tag"])
-        files = [f for f in record["shards"] if f["path"].removeprefix("shards/").split(".")[0] in shards]
-        keys |= {file["key"] for file in files}
-        CorpusRepo().discard([file["md5"] for file in files])
-        for file in files:
-            for path in (get_settings().state_dir / "cache" / "shards").glob(f"{file['md5']}.*"):
-                path.unlink()
-        store.put_json(f"releases/{found['tag'].removeprefix('corpus/')}.json", record | {"purged": {"at": utc_now(), "files": [f["path"] for f in files]}})
-    for key in sorted(keys):
-        store.delete(key)
-    return sorted(keys)
-
-
-def _index(release: dict):
-    """Raises LookupError when parts of the release were purged."""
-    if "purged" in release:
-        raise LookupError(f"{release['tag']} was purged on {release['purged']['at']}: {len(release['purged']['files'])} of its files are gone")
-    try:
-        return release_index(release, corpus_store(), get_settings().state_dir / "cache" / "shards")
-    except MissingObject as error:
-        raise LookupError(f"{release['tag']} is not whole on S3: {error} is missing; `unimed data verify {release['tag']}` says more") from None

@@ -121,8 +121,6 @@ def _saw(found: dict) -> str:
 
 def forgotten(result: dict) -> str:
     """What was done, and what still knows."""
-    done = f"{result['release']} is without patient {result['patient']}"
-    if not result["releases"]:
-        return f"{done}; no release held the patient"
-    purged = f"{len(result['purged'])} objects deleted from S3" if result["purged"] else "the old shards are still on S3 (--purge deletes them)"
-    return f"{done}; {purged}. What saw the patient:\n\n{trace(result)}"
+    told = f"{len(result['purged'])} objects deleted from S3" if result["purged"] else f"{len(result['left'])} objects on S3 still hold the patient (--purge deletes them)" if result["left"] else "no object on S3 holds the patient"
+    done = f"{result['release']} is without patient {result['patient']}; {told}"
+    return f"{done}. What saw the patient:\n\n{trace(result)}" if result["releases"] else f"{done}; no release held the patient"

@@ -12,6 +12,7 @@ import pyarrow as pa
 from corpus import index, intake, review, shards
 from corpus.reader import release_index
 from corpus.sample import Sample
+from flows.history import whole
 from flows.report import find_release
 from infra.settings import get_settings
 from infra.store import corpus_store
@@ -40,7 +41,7 @@ class Review:
     """The cases of a release and of what its sources hold back."""
 
     def __init__(self, tag: str | None = None):
-        self.store, self.release = corpus_store(), find_release(tag)
+        self.store, self.release = corpus_store(), whole(find_release(tag))
         self._keys: dict[str, str] = {}
         self.table = self._everything()
         self._records = index.column(self.table, "record")

@@ -1,0 +1,135 @@
+"""A patient who must be forgotten: a release without the patient, and on purge all that holds the patient gone from S3.
+
+Every step finds its work by looking, not from what the step before it said: stopped anywhere, the same command completes it.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from corpus import index, intake
+from corpus.intake import INDEX, SHARD
+from flows.history import seen, whole_index
+from flows.releases import all_releases, make_release
+from infra.corpus_repo import CorpusRepo, object_key
+from infra.records import utc_now
+from infra.settings import get_settings
+from infra.store import ObjectStore, corpus_store
+
+
+class StillThere(RuntimeError):
+    """The newest release holds the patient still."""
+
+
+def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_line: Callable[[str], None]) -> dict:
+    """A release without a patient, and on `purge` the old shards gone from S3. `left` are objects that hold the patient afterwards.
+
+    Args:
+        patient: the patient's key.
+        confirm: asked with the tags that a purge breaks; it goes on only if this says True.
+
+    Raises:
+        LookupError: nothing holds the patient, who is kept aside all the same from now on.
+        StillThere: the patient is of a built-in source.
+        SourceConflict, LeaseHeld, RepositoryError: see `corpus.intake.without_patient` and `flows.releases.make_release`.
+    """
+    from ray_jobs.params import load_params
+
+    store, params = corpus_store(), load_params(get_settings().params_file).corpus
+    intake.remember_to_forget(patient, store)
+    known = seen(patient=patient)
+    for source in intake.sources(store):
+        _, count = intake.without_patient(source["name"], patient, params, store)
+        if count:
+            on_line(f"{source['name']}: {count} shards written anew")
+    old = _Old(patient, _released(patient), intake.holding(patient, store), _unrecorded(patient, store))
+    keys = [key for key in old.keys() if store.exists(key)]
+    if not (keys or known["releases"]):
+        raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
+    release = make_release(force=False, on_line=on_line)
+    if _shards(release, patient):
+        raise StillThere(f"{release['tag']} holds patient {patient} still, who is of no source that was added: take the built-in one out of sources.yaml")
+    purged = bool(keys) and purge and confirm(sorted(old.released))
+    if purged:
+        _purge(old, {found["tag"]: found["splits"] for found in known["releases"]}, keys, store)
+    return {"patient": patient, "release": release["tag"], **known, "purged": keys if purged else [], "left": [] if purged else keys}
+
+
+@dataclass(frozen=True)
+class _Old:
+    """What holds a patient: files of releases by tag, keys of what was taken in, and hashes of what no release names."""
+
+    patient: str
+    released: dict[str, list[dict]]
+    taken_in: list[str]
+    unrecorded: set[str]
+
+    def md5s(self) -> set[str]:
+        return self.unrecorded | {file["md5"] for files in self.released.values() for file in files}
+
+    def keys(self) -> list[str]:
+        return sorted({*self.taken_in, *map(object_key, self.md5s())})
+
+
+def _released(patient: str) -> dict[str, list[dict]]:
+    """Files of releases that hold a patient; of one that was purged of the patient, those that its record gives up."""
+    found = {}
+    for release in all_releases(corpus_store()):
+        purged = release.get("purged", {})
+        gone, shards = purged["files"] if patient in purged.get("patients", {}) else (), _shards(release, patient)
+        files = [file for file in release["shards"] if file["path"] in gone or _name(file) in shards]
+        found |= {release["tag"]: files} if files else {}
+    return found
+
+
+def _shards(release: dict, patient: str) -> set[str]:
+    """Shards of a release that hold a patient: rows that do not count are bytes as well."""
+    table = whole_index(release, uncounted=True)
+    return {*table.filter(pc.equal(table["patient"], patient))["shard"].unique().to_pylist()}
+
+
+def _name(file: dict) -> str:
+    return file["path"].removeprefix("shards/").removesuffix(SHARD).removesuffix(".index")
+
+
+def _unrecorded(patient: str, store: ObjectStore) -> set[str]:
+    """Hashes of objects with the patient that releases left which came to nothing: no record names them."""
+    named, prefix = {file["key"] for release in all_releases(store) for file in release["shards"]}, f"{object_key('').rstrip('/')}/"
+    lost = [entry.key for entry in store.list(prefix) if entry.key not in named and not entry.key.endswith(".dir")]
+    return {key.removeprefix(prefix).replace("/", "") for key in lost if (data := store.get(key))[:4] == b"PAR1" and patient in index.patients(data)}
+
+
+def _purge(old: _Old, splits: dict[str, list[str]], keys: list[str], store: ObjectStore) -> None:
+    """Delete these keys, and what this machine has of them. Before anything goes, the record of each release says so."""
+    for tag, files in old.released.items():
+        _mark(tag, old.patient, splits.get(tag, []), files, store)
+    CorpusRepo().discard(old.md5s())
+    for path in (get_settings().state_dir / "cache" / "shards").glob("*"):
+        if path.name.partition(".")[0] in old.md5s():
+            path.unlink()
+    for key in keys:
+        store.delete(key)
+
+
+def _mark(tag: str, patient: str, splits: list[str], files: list[dict], store: ObjectStore) -> None:
+    """Write into a release's record which shards are given up, and in which splits it held the patient.
+
+    Their indexes give way to ones that do not tell of the patient: where the others were can still be traced.
+    """
+    key = f"releases/{tag.removeprefix('corpus/')}.json"
+    record, etag = store.get_json_with_etag(key)
+    before = record.get("purged", {"files": [], "patients": {}})
+    told = {file["path"]: _untold(file, patient, store) for file in files if file["path"].endswith(INDEX)}
+    gone = {file["path"] for file in files} - told.keys()
+    purged = {"at": utc_now(), "files": sorted({*before["files"], *gone}), "patients": {patient: splits} | before["patients"]}
+    store.put_json(key, record | {"purged": purged, "shards": [told.get(file["path"], file) for file in record["shards"]]}, if_match=etag)
+
+
+def _untold(file: dict, patient: str, store: ObjectStore) -> dict:
+    """The file of a release's index, put on S3 without the patient."""
+    data = index.without_patient(store.get(file["key"]), patient)
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    store.put(object_key(md5), data)
+    return file | {"md5": md5, "key": object_key(md5), "size": len(data)}

@@ -1,0 +1,196 @@
+"""Patients who are forgotten and purged, in any order and stopped anywhere: no object on S3 holds them, and who saw them is still told."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from corpus import intake
+from corpus.patients import patient_key
+from flows import forgetting, history
+from flows.releases import all_releases, make_release
+from infra.store import ObjectStore, corpus_store
+from ray_jobs.ingest import add_source, salt
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def forget(patient: str, purge: bool = True) -> dict:
+    return forgetting.forget(patient, purge, lambda tags: True, quiet)
+
+
+class Ward:
+    """A source of numbered patients with two pictures each; it grows."""
+
+    def __init__(self, folder):
+        self.folder, self.name, self.count = folder, "ward", 0
+        self.record: dict = {}
+
+    def more(self, count: int, copy_of: int | None = None) -> int:
+        """Take this many more patients in, the last with the pictures of another and in training; gives the last one's number."""
+        with open(self.folder / "records.jsonl", "a") as lines:
+            for number in range(self.count, self.count + count):
+                copied = copy_of if number == self.count + count - 1 else None
+                for view in range(2):
+                    pixels = np.random.default_rng([number if copied is None else copied, view]).integers(0, 255, (9, 9), dtype=np.uint8)
+                    Image.fromarray(pixels).resize((70, 70), Image.Resampling.BICUBIC).save(self.folder / f"{number}-{view}.png")
+                    known = {"modality": "CT", "license": "CC0-1.0", "split": ("train", "val", "test")[number % 3] if copied is None else "train"}
+                    lines.write(json.dumps({"id": f"{number}-{view}", "image": f"{number}-{view}.png", "patient": f"Doe {number}", "caption": f"CT image {number} {view}."} | known) + "\n")
+        self.count += count
+        self.take_in()
+        return self.count - 1
+
+    def take_in(self) -> None:
+        self.record = add_source(self.folder, self.name)
+
+    def forgotten(self) -> int:
+        """Records of the source that are kept aside as a forgotten patient's."""
+        return self.record["reasons"].get("forgotten", 0)
+
+    def key(self, number: int) -> str:
+        return patient_key(salt(), self.name, f"Doe {number}")
+
+
+def release() -> str:
+    return make_release(force=False, on_line=quiet, wait_s=0)["tag"]
+
+
+def holding(patient: str) -> list[str]:
+    """Keys of all objects that name a patient in a column, or anywhere in their text."""
+    found = []
+    for entry in corpus_store().list():
+        data = corpus_store().get(entry.key)
+        columns = pq.read_table(io.BytesIO(data)).to_pydict() if data[:4] == b"PAR1" else {}
+        found += [entry.key] if patient in columns.get("patient", ()) else []
+    return found
+
+
+@pytest.fixture(scope="module")
+def ward(s3, tmp_path_factory):
+    """Eighteen patients in a release; each test forgets others."""
+    made = Ward(tmp_path_factory.mktemp("ward"))
+    made.more(18)
+    release()
+    return made
+
+
+def stop(*arguments, **named):
+    raise KeyboardInterrupt
+
+
+def test_a_purge_after_a_plain_forget_leaves_nothing(ward):
+    first = forget(ward.key(0), purge=False)
+    assert not first["purged"] and holding(ward.key(0)) == first["left"] != []
+    done = forget(ward.key(0))
+    assert done["purged"] == first["left"] and not done["left"] and holding(ward.key(0)) == []
+    assert forget(ward.key(0))["purged"] == []
+
+
+def test_who_saw_the_patient_and_the_patients_beside_is_told_after_a_purge(ward):
+    ward.more(1)
+    release()
+    saw = [r["tag"] for r in history.trace(patient=ward.key(1))["releases"]]
+    beside = history.trace(patient=ward.key(2))["releases"]
+    done = forget(ward.key(1))
+    assert [(r["tag"], r["splits"], r["samples"]) for r in history.trace(patient=ward.key(1))["releases"]] == [(tag, ["val"], []) for tag in saw]
+    assert history.trace(patient=ward.key(2))["releases"][:-1] == beside
+    assert history.trace(f"{ward.name}/2-0")["releases"][-1]["tag"] == done["release"] not in saw
+    assert [r["tag"] for r in forget(ward.key(2))["releases"]] == [*saw, done["release"]]
+    assert holding(ward.key(2)) == []
+    with pytest.raises(LookupError, match="was purged"):
+        history.diff(saw[0], done["release"])
+
+
+@pytest.mark.parametrize("number, owner, point", [(3, forgetting, "make_release"), (4, forgetting, "_mark"), (5, ObjectStore, "delete")])
+def test_stopped_anywhere_the_same_command_completes_it(ward, monkeypatch, number, owner, point):
+    saw = [r["tag"] for r in history.trace(patient=ward.key(number))["releases"]]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(owner, point, stop)
+        forget(ward.key(number))
+    done = forget(ward.key(number))
+    assert done["release"] not in saw and [r["tag"] for r in done["releases"]] == saw
+    assert holding(ward.key(number)) == [] and all_releases(corpus_store())[-1]["tag"] == done["release"]
+    assert "purged" not in all_releases(corpus_store())[-1]
+
+
+def test_pictures_that_did_not_count_are_purged_as_well(ward):
+    copy = ward.key(ward.more(2, copy_of=8))
+    release()
+    assert history.seen(patient=copy)["releases"] == [] and any(key.startswith("dvc/") for key in holding(copy))
+    forget(copy)
+    assert holding(copy) == []
+
+
+def test_what_a_release_left_that_came_to_nothing_is_purged_as_well(ward, monkeypatch):
+    last = ward.key(ward.more(1))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("infra.corpus_repo.CorpusRepo.commit_and_tag", stop)
+        release()
+    assert any(key.startswith("dvc/") for key in holding(last))
+    assert forget(last)["releases"] == [] and holding(last) == []
+
+
+def test_a_reading_that_was_interrupted_brings_nobody_back(ward, monkeypatch):
+    before = ward.forgotten()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(intake, "_publish", stop)
+        ward.more(2)
+    last = ward.key(ward.count - 1)
+    assert holding(last)
+    forget(last, purge=False)
+    ward.take_in()
+    kept = ward.record["samples"]["kept"]
+    assert ward.forgotten() >= before + 2
+    forget(last)
+    assert holding(last) == []
+    ward.more(1)
+    assert ward.record["samples"]["kept"] == kept + 2
+
+
+def test_a_patient_who_is_forgotten_while_the_source_is_read_is_not_let_in(ward, monkeypatch):
+    with pytest.raises(intake.SourceConflict, match="run this one again"):
+        during_the_next_reading(monkeypatch, lambda: forget(ward.key(6), purge=False))
+        ward.more(1)
+    ward.take_in()
+    release()
+    assert history.trace(patient=ward.key(6))["releases"][-1]["tag"] != all_releases(corpus_store())[-1]["tag"]
+
+
+def test_of_two_readings_at_once_none_is_lost(ward, monkeypatch):
+    with pytest.raises(intake.SourceConflict, match="run this one again"):
+        during_the_next_reading(monkeypatch, lambda: ward.more(2))
+        ward.more(1)
+    assert next(s for s in intake.sources(corpus_store()) if s["name"] == ward.name)["samples"] == ward.record["samples"]
+
+
+def during_the_next_reading(monkeypatch, work) -> None:
+    """Have this done when the source was read and is not yet recorded."""
+    plain = intake._settled
+
+    def meanwhile(*arguments):
+        made = plain(*arguments)
+        monkeypatch.undo()
+        work()
+        return made
+
+    monkeypatch.setattr(intake, "_settled", meanwhile)
+
+
+def test_a_patient_of_a_built_in_source_is_told(ward):
+    built_in = history.trace("unimed-mini/CT-0000-0")["releases"][0]["patients"][0]
+    with pytest.raises(forgetting.StillThere, match="sources.yaml"):
+        forget(built_in)
+    assert not any(built_in in str(r.get("purged")) for r in all_releases(corpus_store()))
+
+
+def test_a_patient_nobody_knows_is_told_and_kept_aside_all_the_same(ward):
+    with pytest.raises(LookupError, match="no source and no release holds"):
+        forget(ward.key(ward.count))
+    before = ward.forgotten()
+    ward.more(1)
+    assert ward.forgotten() == before + 2
