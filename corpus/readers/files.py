@@ -28,9 +28,18 @@ def listed(source: Source) -> Iterator[File | Rejection]:
         if closed := tree.unread(path, source):
             yield replace(closed, where=place)
             continue
-        with open(path, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+        digest = _digest(path)
         yield File(path, digest, f"sha256:{digest} ({place})")
+
+
+def unnamed(path: Path) -> str:
+    """How a file is named to the outside where its name may be a person's."""
+    return f"sha256:{_digest(path)}" if os.path.isfile(path) else "no regular file"
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
 
 
 def evenly_spread(count: int, most: int) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from corpus.readers import FORMATS, image_folder, omni_med_vqa, textfiles, tree
+from corpus.readers.files import unnamed
 from corpus.readers.pictures import SUFFIXES, PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -17,6 +18,8 @@ from corpus.record import Record, Rejection
 AUTO = "auto"
 # Formats whose files never name a picture of another file.
 _HOLDING = ("med-mnist", "nifti", "dicom")
+# Formats whose files lie in folders that may be called after people, as they may be themselves; and how such files end.
+_OF_PATIENTS, _PATIENTS_FILE = ("dicom", "nifti"), re.compile(r"\.(dcm|dicom|ima|nii|nii\.gz)$", re.IGNORECASE)
 # Files that go with data and are none.
 _AUXILIARY = re.compile(
     r"^(licen[cs]es?|readme|copying|notice|authors|acknowledge?ments|citation|changelog|manifest|md5sums?|sha\d+sums?|checksums?|thumbs|desktop)\b"
@@ -62,20 +65,24 @@ def detect(file: Path, columns: dict[str, str]) -> str | None:
 def _each(source: Source) -> Iterator[Record | Rejection]:
     """First the files that name pictures or hold them, then the pictures that none of them named.
 
-    Those that a damaged file may have named are kept aside: what it said of them, its split above all, is not known.
+    Those that a damaged file may have named are kept aside: what it said of them, its split above all, is not known. So are
+    those that share a folder of the source with scans: its name is no label, as it may be a person's.
     """
     claimed: set[str] = set()
     doubtful: set[str] = set()
     unknown: list[Path] = []
+    closed: list[Rejection] = []
+    scans: set[str] = set()
     found = False
     for file in tree.walk(source.path):
         if file.suffix.lower() in SUFFIXES:
             continue
-        if closed := tree.unread(file, source):
+        if refused := tree.unread(file, source):
             found = True
-            yield closed
+            closed.append(refused)
             continue
         format = detect(file, source.columns) if os.path.isfile(file) else None
+        scans |= {_top(file, source)} if format in _OF_PATIENTS else set()
         if format is None:
             unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
             continue
@@ -88,16 +95,20 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
             yield item
         if damaged and not holds:
             doubtful.add(os.path.abspath(_pictures_of(file, format, source)))
+    for number, refused in enumerate(closed, start=1):
+        yield replace(refused, where=f"file {number} of {len(closed)} that may not be read") if _is_scan(source.path / refused.where, scans, source) else refused
     for file in unknown:
         # A JSON file beside named pictures is theirs: SLAKE has two for each.
         if not textfiles.named(file, ".json") or os.path.abspath(file.parent) not in claimed:
-            yield _unknown(file, source)
+            yield _unknown(file, source, _is_scan(file, scans, source))
     for file in tree.walk(source.path):
         if file.suffix.lower() in SUFFIXES:
             found, folder = True, os.path.abspath(file.parent)
             if folder in claimed:
                 continue
-            if any(Path(folder).is_relative_to(top) for top in doubtful):
+            if _top(file, source) in scans:
+                yield Rejection(source.name, unnamed(file), "unnamed-picture", "no file names it, and among DICOM or NIfTI files its own name and its folder's may be a person's")
+            elif any(Path(folder).is_relative_to(top) for top in doubtful):
                 yield Rejection(source.name, source.place(file), "unnamed-picture", "no file names it, but one that may is damaged")
             else:
                 yield from image_folder.read_picture(file, source)
@@ -130,5 +141,15 @@ def _folder(root: Path, relative: str) -> str | None:
     return folder if Path(folder).is_relative_to(top) else None
 
 
-def _unknown(file: Path, source: Source) -> Rejection:
-    return Rejection(source.name, source.place(file), "unknown-format", "no reader recognises this file; name its format with --format")
+def _top(file: Path, source: Source) -> str:
+    """The folder directly below the source's in which a file lies, or nothing."""
+    return source.place(file).partition("/")[0] if "/" in source.place(file) else ""
+
+
+def _is_scan(file: Path, scans: set[str], source: Source) -> bool:
+    """Whether a file that could not be read may be a scan, called after a person."""
+    return bool(_PATIENTS_FILE.search(file.name)) or _top(file, source) in scans
+
+
+def _unknown(file: Path, source: Source, is_scan: bool) -> Rejection:
+    return Rejection(source.name, unnamed(file) if is_scan else source.place(file), "unknown-format", "no reader recognises this file; name its format with --format")

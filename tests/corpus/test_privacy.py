@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pydicom.uid import EncapsulatedPDFStorage
 
 from corpus import shards
 from corpus.params import CorpusParams
-from corpus.readers import dicom, nifti, records
+from corpus.readers import dicom, formats, nifti, records
 from corpus.readers.source import Source
 from tests.corpus.dicom_making import dataset, save
 from tests.corpus.taking_in import SALT, take_in
@@ -92,6 +93,26 @@ def dicom_folder(tmp_path) -> Path:
 def test_nothing_of_a_dicom_folder(dicom_folder, capfd, caplog):
     taken = checked(dicom, Source(dicom_folder, "s", license="MIT", modality="CT", salt=SALT), capfd, caplog)
     assert len(taken.samples) >= 1 and {"no-pixel-data", "not-dicom", "unreadable-dicom"} <= set(taken.reasons)
+
+
+def test_nothing_of_what_lies_among_dicom_files(dicom_folder, capfd, caplog):
+    """As an archive exports it: a folder a patient, with previews, reports and damaged files, and read as `data add` reads it."""
+    export = dicom_folder.parent / "export"
+    export.mkdir()
+    ward = dicom_folder.rename(export / dicom_folder.name)
+    (ward / "JPG").mkdir()
+    for place in (f"{SECRET}-preview.jpg", f"JPG/{SECRET}.png"):
+        Image.fromarray(picture()).save(ward / place)
+    (ward / f"{SECRET}-empty.dcm").touch()
+    (ward / f"{SECRET}.xml").write_text("<report/>")
+    (export / "cut").mkdir()
+    (export / "cut" / f"{SECRET}.dcm").write_bytes(bytes(500))
+    (export / "sorted" / "pneumonia").mkdir(parents=True)
+    Image.fromarray(picture(80)).save(export / "sorted" / "pneumonia" / "1.png")
+    os.mkfifo(ward / f"{SECRET}.fifo")
+    taken = checked(formats, Source(export, "s", license="MIT", modality="CT", salt=SALT), capfd, caplog)
+    assert taken.reasons.count("unnamed-picture") == 2 and taken.reasons.count("unknown-format") == 4
+    assert [sample.labels["folder"] for sample in taken.samples if "folder" in sample.labels] == ["pneumonia"] * 2
 
 
 def icc() -> bytes:
