@@ -1,8 +1,21 @@
 """The `corpus` section of params.yaml. The defaults are the `tiny` profile."""
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing import Annotated
 
-from corpus.vocabulary import LICENSES, UNIMED_MODALITIES
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from corpus import vocabulary
+from corpus.vocabulary import LICENSES, MODALITIES, UNIMED_MODALITIES
+
+
+def _modality(name: str) -> str:
+    """A check that names no modality there is would silently look at nothing."""
+    if known := vocabulary.modality(name):
+        return known
+    raise ValueError(f"no modality; these are {', '.join(MODALITIES)}")
+
+
+Modality = Annotated[str, AfterValidator(_modality)]
 
 
 class _Section(BaseModel):
@@ -23,7 +36,7 @@ class PhantomParams(_Section):
 class BurnedInParams(_Section):
     """Where text burned into the picture is looked for, as it may name the patient."""
 
-    modalities: tuple[str, ...] = Field(("Ultrasound", "Endoscopy"), description="pictures of these are looked at")
+    modalities: tuple[Modality, ...] = Field(("Ultrasound", "Endoscopy"), description="pictures of these are looked at")
     secondary_captures: bool = Field(True, description="and DICOM secondary captures and screen saves of any modality")
     letters: float = Field(4, ge=3, description="letters in a row from which a picture is kept aside")
 
@@ -37,6 +50,12 @@ class ModalityParams(_Section):
     recognised: float = Field(0.3, gt=0, le=1, description="share of a kind's pictures that must look like it; else it is not known")
     confused: float = Field(0.05, ge=0, le=1, description="share of a kind's pictures that may look like another; if more do, the other is not judged by it")
     max_share: float = Field(0.2, gt=0, le=1, description="of a source's pictures; where more disagree, a person decides")
+
+    @model_validator(mode="after")
+    def _margins_in_order(self):
+        if self.doubted > self.disagrees:
+            raise ValueError(f"doubted={self.doubted} exceeds disagrees={self.disagrees}: nobody would be asked")
+        return self
 
 
 class AlignmentParams(_Section):
@@ -63,18 +82,32 @@ class QualityParams(_Section):
     min_side: int = Field(32, ge=1, description="pixels; smaller pictures go to quarantine")
     max_side: int = Field(512, ge=64, description="pixels; larger pictures are scaled down")
     max_pixels: int = Field(50_000_000, ge=1, description="larger files are refused before decoding")
-    window_percentiles: tuple[float, float] = Field((0.5, 99.5), description="16-bit to 8-bit window")
+    window_percentiles: tuple[float, float] = Field((0.5, 99.5), description="16-bit to 8-bit window, the darker one first")
     max_aspect: float = Field(6, ge=1, description="longer side over shorter side")
-    min_entropy: float = Field(0.1, ge=0, description="bits of the grey levels; a blank picture has none")
+    min_entropy: float = Field(0.1, ge=0, lt=8, description="bits of the grey levels; a blank picture has none")
     min_caption: int = Field(1, ge=1, description="characters of a caption")
     max_text: int = Field(1024, ge=16, description="characters of a caption, question or answer")
     near_distance: int = Field(4, ge=0, le=16, description="bits in which pHash and dHash of look-alikes differ at most; at 6, two people's hands are one")
-    languages: tuple[str, ...] = ("en",)
-    licenses: tuple[str, ...] = LICENSES
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = Field(("en",), min_length=1, description="codes, as en or zh")
+    licenses: tuple[str, ...] = Field(LICENSES, min_length=1)
     burned_in: BurnedInParams = BurnedInParams()
     modality: ModalityParams = ModalityParams()
     alignment: AlignmentParams = AlignmentParams()
     same_caption: int = Field(10_000, ge=1, description="pictures of a source with one caption; of more a person is told")
+
+    @field_validator("window_percentiles")
+    @classmethod
+    def _window_opens(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 100:
+            raise ValueError("a lower and a higher percentile, from 0 to 100")
+        return value
+
+    @model_validator(mode="after")
+    def _limits_in_order(self):
+        for low, high in (("min_side", "max_side"), ("min_caption", "max_text")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low}={getattr(self, low)} exceeds {high}={getattr(self, high)}")
+        return self
 
 
 class ShardParams(_Section):
@@ -87,7 +120,7 @@ class ShardParams(_Section):
 class ExpectationParams(_Section):
     """What a release as a whole must satisfy."""
 
-    modalities: tuple[str, ...] = Field(UNIMED_MODALITIES, description="each must be present")
+    modalities: tuple[Modality, ...] = Field(UNIMED_MODALITIES, description="each must be present")
     min_per_modality: int = Field(20, ge=1, description="samples")
     min_per_split: int = Field(20, ge=1, description="samples")
     max_shift: float = Field(0.2, gt=0, le=1, description="how far a task's, modality's or split's share of a source may move from one release to the next")
@@ -101,9 +134,3 @@ class CorpusParams(_Section):
     quality: QualityParams = QualityParams()
     shards: ShardParams = ShardParams()
     expectations: ExpectationParams = ExpectationParams()
-
-    @model_validator(mode="after")
-    def _sides_in_order(self):
-        if self.quality.min_side > self.quality.max_side:
-            raise ValueError(f"quality.min_side={self.quality.min_side} exceeds quality.max_side={self.quality.max_side}")
-        return self

@@ -56,7 +56,7 @@ def split(name: object) -> str | None:
 def license_id(name: object, allowed: tuple[str, ...]) -> str | None:
     """The allowed licence meant by a spelling such as "CC BY 4.0", or None."""
     wanted = _plain(name).replace(" ", "-")
-    return next((known for known in allowed if known.casefold() == wanted), None)
+    return next((known for known in allowed if _plain(known).replace(" ", "-") == wanted), None)
 
 
 def _plain(name: object) -> str:

@@ -73,6 +73,14 @@ STAGE = {"name": "one", "steps": 10, "learning_rate": 0.001, "mixture": {"text":
     ({"gate": {"rules": [{"benchmark": "*", "floor": float("nan")}]}}, "floor"),
     ({"drift": {"window_hours": float("inf")}}, "window_hours"),
     ({"training": {"threads_per_worker": 1000000}}, "threads_per_worker"),
+    ({"corpus": {"quality": {"burned_in": {"modalities": ["Ultrasund"]}}}}, r"burned_in.modalities.0: .*Ultrasound.*'Ultrasund'"),
+    ({"corpus": {"expectations": {"modalities": ["CTA"]}}}, r"expectations.modalities.0: .*no modality"),
+    ({"corpus": {"quality": {"window_percentiles": [99.5, 0.5]}}}, "window_percentiles: .*lower and a higher"),
+    ({"corpus": {"quality": {"min_side": 600}}}, "min_side=600 exceeds max_side=512"),
+    ({"corpus": {"quality": {"min_caption": 2000}}}, "min_caption=2000 exceeds max_text=1024"),
+    ({"corpus": {"quality": {"modality": {"disagrees": 0.2}}}}, "doubted=0.4 exceeds disagrees=0.2"),
+    ({"corpus": {"quality": {"languages": ["english"]}}}, "languages.0"),
+    ({"corpus": {"quality": {"licenses": []}}}, "licenses"),
 ])
 def test_what_can_do_no_good_is_refused_before_anything_starts(tmp_path, section, told):
     sections = {key: value for key, value in section.items() if key in Params.model_fields}

@@ -217,6 +217,12 @@ def test_a_licence_that_is_not_allowed_is_named_where_it_is_a_known_one():
     assert quality.examine(record(0, license="CC BY-NC 4.0"), QualityParams(), SALT).detail == "licence CC BY-NC 4.0"
 
 
+def test_params_may_spell_modalities_and_licences_as_people_do():
+    params = QualityParams.model_validate({"licenses": ["CC BY 4.0"], "burned_in": {"modalities": ["US"]}})
+    assert params.burned_in.modalities == ("Ultrasound",)
+    assert quality.examine(record(0, license="cc-by-4.0"), params, SALT)[0].license == "CC BY 4.0"
+
+
 def test_values_that_are_no_numbers_do_not_spoil_a_picture():
     values = np.random.default_rng(0).random((64, 64), np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf
