@@ -44,17 +44,33 @@ class _Part:
     read: Callable[[], tuple[bytes, bytes]]
 
 
-def read_sources(path: Path) -> list[dict]:
-    """Entries of sources.yaml: {name} for the built-in ones, {name, shards, …} for those taken in.
+class BadSources(ValueError):
+    """A sources.yaml that lists no sources."""
+
+
+def listed(path: Path) -> list:
+    """What sources.yaml lists, as it stands there.
 
     Raises:
-        ValueError: an entry is neither.
+        BadSources: it cannot be read, or an entry is no source.
     """
-    entries = [{"name": e} if isinstance(e, str) else e for e in yaml.safe_load(path.read_text())["sources"]]
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BadSources(f"{path} cannot be read: {error}") from None
+    entries = content.get("sources") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise BadSources(f"{path} has no list `sources`; `sources: []` is one of none")
     for entry in entries:
-        if entry["name"] not in BUILT_IN and "shards" not in entry:
-            raise ValueError(f"{path}: source {entry['name']!r} is not built in ({', '.join(BUILT_IN)}) and names no shards; add it with `unimed data add`")
+        name = entry.get("name") if isinstance(entry, dict) else entry
+        if name not in BUILT_IN and not (isinstance(entry, dict) and "shards" in entry):
+            raise BadSources(f"{path}: source {name!r} is not built in ({', '.join(BUILT_IN)}) and names no shards; add it with `unimed data add`")
     return entries
+
+
+def read_sources(path: Path) -> list[dict]:
+    """Entries of sources.yaml: {name} for the built-in ones, {name, shards, …} for those taken in. Raises BadSources as `listed`."""
+    return [{"name": entry} if isinstance(entry, str) else entry for entry in listed(path)]
 
 
 def read_decisions(path: Path, store: ObjectStore) -> review.Decisions:

@@ -71,7 +71,7 @@ def data_list(json: Json = False) -> None:
     store = corpus_store()
     sources, releases = intake.sources(store), all_releases(store)
     rows = [["source", s["name"], s["samples"]["kept"], s["records"]["quarantined"] + s["samples"]["quarantined"]] for s in sources]
-    rows += [["release", r["tag"], r["card"]["samples"], r["card"]["quarantined"]] for r in releases]
+    rows += [["release, purged" if "purged" in r else "release", r["tag"], r["card"]["samples"], r["card"]["quarantined"]] for r in releases]
     console.show({"sources": sources, "releases": releases}, json, lambda: console.table(["", "name", "samples", "kept aside"], rows))
 
 

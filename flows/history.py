@@ -60,7 +60,7 @@ def _found(release: dict, sample: str | None, patient: str | None) -> dict | Non
 def whole(release: dict) -> dict:
     """The release. Raises LookupError when parts of it were purged."""
     if gone := release.get("purged"):
-        raise LookupError(f"{release['tag']} was purged on {gone['at']}: {len(gone['files'])} of its files are gone")
+        raise LookupError(f"{release['tag']} was purged on {gone['at']}: {len(gone['files'])} of its shards are gone")
     return release
 
 

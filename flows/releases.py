@@ -22,6 +22,7 @@ def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 60
         LeaseHeld: another release is still being made.
         ReleaseConflict: another release came first though this one held the lease, as after a long pause.
         RepositoryError: the release was refused or a command failed.
+        BadSources: the checkout's sources.yaml lists no sources.
         StoreUnavailable: S3 does not answer.
     """
     from infra.corpus_repo import CorpusRepo
@@ -133,10 +134,9 @@ def all_releases(store) -> list[dict]:
 
 def _sources(repo, taken_in: list[dict]) -> list:
     """The checkout's sources.yaml, and after them what was added, pinned by content."""
-    import yaml
+    from corpus import release
 
-    listed = yaml.safe_load((repo / "sources.yaml").read_text())["sources"]
-    return listed + [{key: source[key] for key in ("name", "shards", "held", "stale", "removed", "quarantine") if key in source} for source in taken_in]
+    return release.listed(repo / "sources.yaml") + [{key: source[key] for key in ("name", "shards", "held", "stale", "removed", "quarantine") if key in source} for source in taken_in]
 
 
 def _yaml(inputs: dict, parent: dict | None) -> str:

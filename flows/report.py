@@ -80,7 +80,8 @@ def kept_aside(name: str | None) -> dict:
         counts = [[task, modality, *(n.get(s, 0) for s in ("train", "val", "test"))] for task, found in card["counts"].items() for modality, n in found.items()]
         docs = f": {store.url(record['data_docs_key'])}" if "data_docs_key" in record else ""
         checks = f"{card['expectations']['held']} of {card['expectations']['of']} expectations hold{docs}"
-        head = f"{record['tag']}: {card['samples']} samples, licences {card['licenses']}\n{checks}\n\n" + table(["task", "modality", "train", "val", "test"], counts)
+        gone = f"; purged on {record['purged']['at']}, {len(record['purged']['files'])} of its shards are gone" if "purged" in record else ""
+        head = f"{record['tag']}: {card['samples']} samples, licences {card['licenses']}{gone}\n{checks}\n\n" + table(["task", "modality", "train", "val", "test"], counts)
     listed = table(["source", "where", "reason", "detail"], rows) if rows else "nothing"
     return {"kind": "source" if source else "release", "record": record, "quarantine": aside, "text": f"{head}\n\nkept aside ({len(aside)}):\n{listed}"}
 

@@ -15,6 +15,7 @@ from corpus.patients import patient_key
 from corpus.readers.pictures import PictureBytes
 from corpus.record import Record
 from corpus.sample import Turn
+from flows.releases import make_release
 from infra.store import corpus_store
 
 SALT = b"salt"
@@ -202,3 +203,16 @@ def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):
 def test_long_samples_of_many_sources_share_no_shard(s3):
     taken = take_in("several", [replace(record(n), source=f"site {n % 3}") for n in range(60)])
     assert {s["shard"].split("/")[0] for s in taken["shards"]} == {"site 0", "site 1", "site 2"}
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [("sources:", "no list `sources`"), ("", "no list `sources`"), ("- unimed-mini", "no list `sources`"), ("sources: [nope]", "'nope' is not built in"), ("sources: [{name: x}]", "'x' is not built in"), ("sources: [", "cannot be read"), ("sources: [1]", "1 is not built in")],
+)
+def test_a_file_that_lists_no_sources_is_told_before_anything_is_made(s3, tmp_path, monkeypatch, text, told):
+    (tmp_path / "sources.yaml").write_text(text)
+    with pytest.raises(release.BadSources, match=told):
+        release.read_sources(tmp_path / "sources.yaml")
+    monkeypatch.setattr(s3, "repo_dir", tmp_path)
+    with pytest.raises(release.BadSources, match=told):
+        make_release(force=False, on_line=print, wait_s=0)

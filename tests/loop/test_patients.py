@@ -75,6 +75,7 @@ def test_a_patient_is_forgotten_and_purged(releases, s3):
     assert unimed("trace", "clinic/r14", "--json")["releases"][-1]["tag"] == record["tag"]
     assert [r["samples"] for r in unimed("trace", "--patient", key, "--json")["releases"]] == [[], []]
     assert unimed("verify", releases[0], "--json")["damaged"] == []
+    assert "purged on" in unimed("show", releases[0]) and "release, purged" in unimed("list")
     assert "was purged" in unimed("diff", releases[0], record["tag"], code=1)
     shards = [entry.key for entry in corpus_store().list() if entry.key.endswith(".parquet") and entry.key.startswith("intake/clinic")]
     objects = [entry.key for entry in corpus_store().list("dvc/")]
