@@ -22,7 +22,8 @@ def joined(found: Iterable[Record | Rejection]) -> Iterator[Record | Rejection]:
 
 def _together(one: Record, other: Record) -> bool:
     def of(record: Record) -> tuple:
-        return record.patient, record.split, record.modality, record.license, len(record.images)
+        # A patient may have several pictures, one after the other.
+        return record.patient, record.split, record.modality, record.license, record.images
 
     return of(one) == of(other) and len(one.images) == 1 and not (one.target or other.target) and not (one.caption and other.caption)
 

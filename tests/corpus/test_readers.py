@@ -42,6 +42,13 @@ def test_unimedvl_jsonl(tmp_path):
     assert asked.patient == several.patient and asked.labels["dataset"] == "quilt"
 
 
+def test_neighbouring_pictures_of_one_patient_are_not_one_record(tmp_path):
+    rows = [{"input_img": [layouts.base64_text(n)], "message": layouts.talk(f"Which is it, {n}?", str(n)), "modality": "HIS", "patient": "7"} for n in (0, 1, 1)]
+    (first, second), _ = read(layouts.table(rows, tmp_path / "part.parquet"), "unimed-5m")
+    assert same(first.images[0], 0) and [t.answer for t in first.turns] == ["0"]
+    assert same(second.images[0], 1) and [t.answer for t in second.turns] == ["1", "1"] and first.patient == second.patient == "7"
+
+
 def test_unimedvl_jsonl_gzipped_beside_other_pictures(tmp_path):
     plain = layouts.unimedvl(tmp_path / "owner")
     packed = tmp_path / "train.jsonl.gz"
