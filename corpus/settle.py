@@ -94,7 +94,10 @@ def _contradictions(state: _State) -> None:
 
 
 def _duplicates(state: _State) -> None:
-    """Records that show a picture another record of a better protected split (or an earlier one) shows."""
+    """Records that show a picture another record of a better protected split (or an earlier one) shows.
+
+    What a source says more of a patient's picture in the same split, such as a further question, is no copy.
+    """
     shown = np.flatnonzero(state.kept & state.shows)
     if len(shown):
         rows, owners = _lesser_copies(shown, state.picture[shown], state)
@@ -125,9 +128,26 @@ def _lesser_copies(rows: np.ndarray, group: np.ndarray, state: _State) -> tuple[
     rows, group = rows[order], group[order]
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
     owners = np.repeat(rows[starts], np.diff(np.r_[starts, len(rows)]))
-    lesser = state.record[rows] != state.record[owners]
+    first = np.zeros(len(rows), dtype=bool)
+    first[np.unique(_sayings(state)[rows], return_index=True)[1]] = True
+    beside = np.all([values[rows] == values[owners] for values in (state.source, state.patient, state.protection)], axis=0)
+    lesser = (state.record[rows] != state.record[owners]) & ~(beside & first)
     by_row = np.argsort(rows[lesser])
     return rows[lesser][by_row], owners[lesser][by_row]
+
+
+def _sayings(state: _State) -> np.ndarray:
+    """64-bit hashes of what rows say of which picture, each for its own source, patient, split and task."""
+    asked, owner = _flat(state.table, "asked")
+    questions = np.zeros(len(state.kept), dtype=np.uint64)
+    np.add.at(questions, owner, asked)
+    parts = state.picture, state.source, state.patient, state.protection, state.task, questions, index.column(state.table, "caption")
+    said = np.zeros(len(state.kept), dtype=np.uint64)
+    for part in parts:
+        # Multiplied by an odd number (the golden ratio's) and folded, so that no two sums of parts are easily the same.
+        said = (said ^ part.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        said ^= said >> np.uint64(32)
+    return said
 
 
 def _leaks(state: _State) -> None:

@@ -36,6 +36,21 @@ def test_slake_in_two_languages_keeps_its_test_pictures_for_the_test(tmp_path):
     assert reasons["validate.json:xmlab1/source.jpg"] == "no-text"
 
 
+def test_shuffled_rows_about_one_picture_are_no_copies_of_each_other(tmp_path):
+    """Training files are shuffled, and one picture is asked about and drawn; the same again is a copy, as is the picture of another patient."""
+    known = {"modality": "HIS", "license": "CC0-1.0"}
+    asked = [{"input_img": [{"path": f"{n}.png"}], "message": layouts.talk(f"<image>Question {q}?", f"Answer {q} {n}"), **known} for q in range(3) for n in (0, 1)]
+    drawn = [{"output_img": [{"path": f"{n}.png"}], "main_task_type": "generation", "message": layouts.talk(f"Draw {n}.", "Drawn."), **known} for n in (0, 1)]
+    for n, name in ((0, "0"), (1, "1"), (1, "copy")):
+        layouts.save(n, tmp_path / f"{name}.png")
+    copied = {"input_img": [{"path": "copy.png"}], "message": layouts.talk("<image>Question 9?", "Answer 9"), **known}
+    layouts.jsonl([*asked, *drawn, asked[0], copied], tmp_path / "train.jsonl")
+    kept, reasons = take_in(tmp_path, "unimedvl-jsonl")
+    assert [t.answer for s in kept if s.task == "understanding" for t in s.turns] == [f"Answer {q} {n}" for q in range(3) for n in (0, 1)]
+    assert sum(s.task == "generation" for s in kept) == 2
+    assert reasons == {f"here/train.jsonl:{line}#u": "duplicate" for line in (9, 10)}
+
+
 def test_parquet_splits_share_no_picture(tmp_path):
     layouts.image_questions(tmp_path / "path-vqa" / "train-0.parquet", (7, 8))
     layouts.image_questions(tmp_path / "path-vqa" / "test-0.parquet", (8, 9))
