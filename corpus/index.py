@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus.sample import Sample
+from corpus.sample import Image, Sample
 
 # Bytes that corpus.features measures of a picture.
 FEATURES = 97
@@ -28,6 +28,8 @@ SCHEMA = pa.schema(
     # What corpus.features saw of it, null where it was not measured, and a hash of the caption, 0 for none.
     + [("features", pa.binary(FEATURES)), ("caption", pa.uint64())]
     + [("side", pa.int32()), ("text_length", pa.int32()), ("aspect", pa.float32()), ("entropy", pa.float32()), ("bytes", pa.int64())]
+    # Hashes of its pictures before the last, as `picture`.
+    + [("others", pa.list_(pa.uint64()))]
 )
 
 
@@ -42,7 +44,8 @@ def row(sample: Sample, origin: int = 0) -> dict:
         "content": content(sample),
         "origin": origin,
         "record": hash64(sample.record),
-        "picture": int(last.sha256[:16], 16) if last else 0,
+        "picture": _picture(last) if last else 0,
+        "others": [_picture(image) for image in sample.images[:-1]],
         "asked": [hash64(sample.images[0].sha256 + turn.question.casefold()) for turn in turns],
         "answered": [hash64(turn.answer.casefold()) for turn in turns],
         "phash": int(look[:16], 16),
@@ -55,6 +58,10 @@ def row(sample: Sample, origin: int = 0) -> dict:
         "entropy": sample.quality.get("entropy"),
         "bytes": sum(len(image.data) for image in sample.images),
     }
+
+
+def _picture(image: Image) -> int:
+    return int(image.sha256[:16], 16)
 
 
 def content(sample: Sample) -> int:
@@ -79,6 +86,8 @@ def read(data: bytes, shard: str, removed: Sequence[int] = ()) -> pa.Table:
     # Without threads: one that still starts up while Python ends aborts the process.
     table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
     rows = np.arange(len(table), dtype=np.int32)
+    if "others" not in table.column_names:  # of a shard that was written before there was this column
+        table = table.append_column("others", pa.nulls(len(table), SCHEMA.field("others").type))
     table = table.append_column("shard", pa.repeat(pa.scalar(shard), len(table)).dictionary_encode())
     table = table.append_column("row", pa.array(rows))
     return table.filter(pa.array(~np.isin(rows, removed))) if len(removed) else table

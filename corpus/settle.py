@@ -35,6 +35,7 @@ def settle(table: pa.Table, near_distance: int, accepted: np.ndarray | None = No
     _repeated_ids(state)
     _contradictions(state)
     _duplicates(state)
+    _shared_pictures(state)
     _near_duplicates(state, near_distance)
     _leaks(state)
     return Settled(state.kept, state.aside)
@@ -102,6 +103,21 @@ def _duplicates(state: _State) -> None:
     if len(shown):
         rows, owners = _lesser_copies(shown, state.picture[shown], state)
         state.reject(rows, "duplicate", (f"the same picture as {record_of(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
+
+
+def _shared_pictures(state: _State) -> None:
+    """Records of several pictures and others that share one with them: the better protected split has it for itself."""
+    several, owner = _flat(state.table, "others")
+    alone = np.flatnonzero(state.shows)
+    alone = alone[np.isin(state.picture[alone], several)]
+    pictures, rows = np.concatenate([several, state.picture[alone]]), np.concatenate([owner, alone])
+    pictures, rows = pictures[state.kept[rows]], rows[state.kept[rows]]
+    names, which = np.unique(pictures, return_inverse=True)
+    protected = np.zeros(len(names), dtype=np.int8)
+    np.maximum.at(protected, which, state.protection[rows])
+    leaked, first = np.unique(rows[state.protection[rows] < protected[which]], return_index=True)
+    splits = protected[which][state.protection[rows] < protected[which]][first]
+    state.reject(leaked, "split-leakage", (f"one of its pictures is also in {SPLITS[s]}" for s in splits))
 
 
 def _near_duplicates(state: _State, distance: int) -> None:

@@ -51,6 +51,27 @@ def test_shuffled_rows_about_one_picture_are_no_copies_of_each_other(tmp_path):
     assert reasons == {f"here/train.jsonl:{line}#u": "duplicate" for line in (9, 10)}
 
 
+def test_no_picture_of_a_record_of_several_is_in_two_splits(tmp_path):
+    for n in range(7):
+        layouts.save(n, tmp_path / f"{n}.png")
+        layouts.save(n, tmp_path / "again" / f"{n}.png")
+
+    def row(split: str, *names: str, **more) -> dict:
+        return {"input_img": [{"path": name} for name in names], "message": layouts.talk(f"What of {names}?", "This."), "modality": "HIS", "license": "CC0-1.0", "split": split, **more}
+
+    rows = [
+        row("train", "0.png", "1.png", "2.png"),
+        row("train", "3.png", "4.png"),
+        row("test", "again/1.png"),
+        row("train", "5.png", output_img=[{"path": "6.png"}]),
+        row("val", "again/5.png", "again/4.png"),
+    ]
+    layouts.jsonl(rows, tmp_path / "rows.jsonl")
+    kept, reasons = take_in(tmp_path, "unimedvl-jsonl")
+    assert [s.id for s in kept] == ["here/rows.jsonl:3#u", "here/rows.jsonl:5#u"]
+    assert reasons == {"here/rows.jsonl:1#u": "split-leakage", "here/rows.jsonl:2#u": "duplicate", "here/rows.jsonl:4#i": "split-leakage"}
+
+
 def test_parquet_splits_share_no_picture(tmp_path):
     layouts.image_questions(tmp_path / "path-vqa" / "train-0.parquet", (7, 8))
     layouts.image_questions(tmp_path / "path-vqa" / "test-0.parquet", (8, 9))
