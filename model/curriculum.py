@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Task = Literal["understanding", "generation", "interleaved", "text"]
 Part = Literal["vit", "connector", "understanding", "generation", "embeddings"]
 PARTS: tuple[Part, ...] = ("vit", "connector", "understanding", "generation", "embeddings")
+# What only pictures that are looked at pass through.
+EYE = frozenset({"vit", "connector"})
 # More than any machine has cores.
 MOST_THREADS = 4096
 # Starting points that are no stage: the fresh network around tokenizer and VAE, and the served model.
@@ -103,6 +105,8 @@ class StageParams(_Section):
     def _learns(self):
         if not self.ce_weight and not self.mse_weight:
             raise ValueError("ce_weight and mse_weight are both 0: there is nothing to learn from")
+        if EYE.issuperset(self.trainable) and not any(self.mixture.get(task) for task in ("understanding", "interleaved")):
+            raise ValueError(f"trainable={', '.join(self.trainable)} learns from pictures that are looked at alone; the mixture has only {', '.join(self.mixture)}")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate={self.min_learning_rate:g} exceeds learning_rate={self.learning_rate:g}, which falls to it")
         return self

@@ -84,9 +84,8 @@ class StageRun:
                 if not self._roll_back(why):
                     return "diverged"
                 continue
-            self._after(self.progress.step)
+            self._after(self.progress.step, outcome.stop)
             if outcome.stop and not self.progress.done:
-                self._save()
                 self._require_saved()
                 self._tell("stopped", "told to stop; the same command goes on from here")
                 return "stopped"
@@ -104,8 +103,8 @@ class StageRun:
             return "weights that are not finite after the last step"
         return ""
 
-    def _after(self, step: int) -> None:
-        """What is due after a step: a log line, a validation, a checkpoint."""
+    def _after(self, step: int, stop: bool) -> None:
+        """What is due after a step: a log line, a validation, a checkpoint, which is also the last thing before a stop."""
         last = step >= self.stage.steps
         if step % self.training.log_every == 0 or last:
             self._log(step)
@@ -114,7 +113,7 @@ class StageRun:
         self.progress.done = self.progress.done or last
         # A checkpoint to go back to is one of a good step.
         due = step % self.training.checkpoint_every == 0 and not self.progress.watchdog.bad
-        if not self.progress.done and (due or self._drained()):
+        if not self.progress.done and (stop or due or self._drained()):
             self._save()
 
     def _log(self, step: int) -> None:
@@ -186,6 +185,8 @@ class StageRun:
     def _diverged(self, why: str) -> bool:
         self.why = f"{why}; look at `unimed train show`, then try a lower learning rate than {self.stage.learning_rate:g} or a longer warm-up than {self.stage.warmup_steps} steps"
         self._tell("diverged", self.why)
+        # The last steps are those that somebody will want to look into.
+        self._tell_seen()
         return False
 
     def _validate(self, step: int) -> None:

@@ -68,6 +68,7 @@ STAGE = {"name": "one", "steps": 10, "learning_rate": 0.001, "mixture": {"text":
     ({"resolution": {"vae": [1, 2]}}, "resolution.vae"),
     ({"min_learning_rate": 0.1}, "min_learning_rate=0.1 exceeds"),
     ({"warmup_steps": 11}, "warmup_steps=11 exceeds"),
+    ({"trainable": ["vit", "connector"], "mixture": {"text": 1, "understanding": 0}}, "looked at alone"),
     ({"name": "a" * 300}, "name"),
     ({"modalities": {"generation": {"CT": 1}}}, "modalities of generation"),
     ({"gate": {"rules": [{"benchmark": "*", "floor": float("nan")}]}}, "floor"),

@@ -14,6 +14,7 @@ from infra.store import StoreUnavailable, model_store
 from model import UniMedVL
 from model.checkpoint import open_weights
 from model.config import ModelConfig
+from model.packing import TextItem, pack
 from model.testing import make_tiny
 from ray_jobs.meter import Meter
 from ray_jobs.place import alone
@@ -58,7 +59,7 @@ def test_a_run_that_vanished_repeats_its_last_steps(tiny, undisturbed, tmp_path)
         batch = next(first.loader)
         first.meter.loaded(batch)
         first.meter.stepped(first.stepper.step(batch.packs))
-        first._after(first.progress.step)
+        first._after(first.progress.step, stop=False)
     first.checkpoints.wait()
     second, told = start(tiny, "vanished", tmp_path)
     assert second.run() == "finished" and told.events[0][:2] == (4, "resumed")
@@ -170,6 +171,24 @@ def test_a_run_that_cannot_be_helped_ends_with_a_report(tiny, tmp_path):
     run, told = start(tiny, "lost", tmp_path, spoilt=frozenset(range(5, 100)))
     assert run.run() == "diverged" and told.kinds().count("rolled-back") == 2
     assert told.kinds()[-1] == "diverged" and "learning rate" in run.why
+    assert len(told.seen) == 2 * run.loader.positions["0"], "the samples of the last steps, which went wrong, are told as well"
+
+
+def test_packs_without_a_part_that_learns_teach_it_nothing(tiny, tmp_path):
+    """Where only the eye learns, a pack may well hold texts alone: it is a step like any other."""
+    run, _ = start(tiny, "eye", tmp_path, stage=STAGE.model_copy(update={"trainable": ("connector",)}))
+    pictures, before = run.loader._pack, learned(run)
+    words = pack([[TextItem([5, 6]), TextItem([7, 8], loss=True)]], run.loader.config)
+    run.loader._pack = lambda name, position: pictures(name, position) if position % 2 else words
+    assert run.run() == "finished" and run.progress.watchdog.skipped == 0 and not same(learned(run), before)
+
+
+def test_a_stop_at_a_checkpoint_writes_it_once(tiny, tmp_path):
+    run, _ = start(tiny, "once", tmp_path, notice=NoticeAt(4))
+    saved = []
+    save = run.checkpoints.save
+    run.checkpoints.save = lambda step, *rest: (saved.append(step), save(step, *rest))
+    assert run.run() == "stopped" and saved == [4]
 
 
 def test_a_stage_ends_on_a_good_step_alone(tiny, s3, tmp_path):
