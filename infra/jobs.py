@@ -28,9 +28,10 @@ POLL_S = 0.5
 # A silent store is waited for so long with what a step has done.
 OUTAGE_MINUTES = 5.0
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_PREFIX = re.compile(r"^\([\w.:]+ pid=\d+\) ")
+# Who printed a line; on another node than the job's own process, with its address.
+_PREFIX = re.compile(r"^\([\w.:]+ pid=\d+(, ip=\S+)?\) ")
 _REPEATED = re.compile(r" \[repeated \d+x across cluster\].*$")
-_CHATTER = re.compile(r"INFO (job_manager|worker)\.py|Reporting training result|process group|PreemptionWatcher|Checkpoint successfully|\bip=|worker group|Requesting resources|Running entrypoint")
+_CHATTER = re.compile(r"INFO (job_manager|worker)\.py|Reporting training result|process group|PreemptionWatcher|Checkpoint successfully|\(ip=|worker group|Requesting resources|Running entrypoint")
 
 
 class JobFailed(RuntimeError):

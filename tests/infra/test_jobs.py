@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from infra import jobs, outage
-from infra.jobs import JobCancelled, JobFailed, JobSpec, find_result, run_job, stop_jobs_of
+from infra.jobs import JobCancelled, JobFailed, JobSpec, find_result, readable, run_job, stop_jobs_of
 from infra.store import ObjectStore, StoreUnavailable, log_store
 
 MODULE = "tests.infra.sleepy_job"
@@ -15,6 +15,13 @@ MODULE = "tests.infra.sleepy_job"
 
 def starts(trace) -> int:
     return len(trace.read_text().splitlines()) if trace.exists() else 0
+
+
+def test_lines_of_other_nodes_are_read_as_those_of_the_jobs_own():
+    """Ray names the node of whoever printed a line, unless it is the one that the job's process is on."""
+    who = "\x1b[36m(RayTrainWorker pid=812{})\x1b[0m "
+    log = who.format("") + "- (ip=10.0.0.2, pid=812) world_rank=0\n" + who.format("") + "one step 20/40 ce 1.5\n" + who.format(", ip=10.0.0.2") + "one step 40/40 ce 1.2\n"
+    assert readable(log) == ["one step 20/40 ce 1.5", "one step 40/40 ce 1.2"]
 
 
 def test_a_job_runs_once_and_its_result_stays(stack, tmp_path):
