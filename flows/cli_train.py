@@ -65,10 +65,12 @@ def train_which(name: Annotated[str, typer.Argument(metavar="RUN", callback=_giv
 def train_stop(name: Annotated[str, typer.Argument(metavar="RUN", callback=_given, help=RUN)], json: Json = False) -> None:
     """Tell a run to save what it has and end; the command that started it goes on from there."""
     console.needs_stack()
-    from infra.jobs import stop_job
+    from infra.jobs import running_jobs, stop_job
     from ray_jobs import run_log
 
-    run = run_log.find(name)
+    # A run that still waits for its workers has told nothing of itself.
+    running = [job for job in running_jobs(alone="training") if job.startswith(name)]
+    run = running[0] if len(running) == 1 else run_log.find(name)
     console.progress(f"{run} is told to stop; it saves after the step at hand")
     how = "stopped" if stop_job(run) else "not running"
     console.show({"run": run, "how": how}, json, lambda: f"{run}: {how}")

@@ -119,6 +119,11 @@ def stop_job(job: str, timeout_s: float = 180) -> bool:
     return _stop(_client(), {"job": job}, timeout_s)
 
 
+def running_jobs(alone: str) -> list[str]:
+    """Names of the jobs with this word for `alone` that have been started and have not ended."""
+    return sorted({attempt.metadata["job"] for attempt in _running(_client(), {"alone": alone})})
+
+
 def stop_jobs_of(owner: str, timeout_s: float = 180) -> bool:
     """Stop what was started for an owner, as `stop_job` does."""
     return _stop(_client(), {"owner": owner}, timeout_s)

@@ -4,10 +4,13 @@ It comes as SIGTERM to the job's own process (`ray job stop`, a scheduler), whic
 node that Ray is draining, where Ray starts the run again elsewhere. SIGTERM to a worker itself is taken by Ray, which ends it.
 """
 
+import math
 import threading
 import time
 
 POLL_S = 1.0
+# Workers that have not asked for so long are gone.
+SILENT_S = 30.0
 _told = threading.Event()
 
 
@@ -15,12 +18,15 @@ class Bell:
     """Rung by the job's own process, heard by the workers; a Ray actor."""
 
     def __init__(self):
-        self.rung = False
+        self.rung, self.asked = False, -math.inf
 
-    def ring(self) -> None:
+    def ring(self) -> bool:
+        """Whether there are workers to hear it."""
         self.rung = True
+        return time.monotonic() - self.asked < SILENT_S
 
     def is_rung(self) -> bool:
+        self.asked = time.monotonic()
         return self.rung
 
 

@@ -73,8 +73,17 @@ def _fit(inputs: dict, run: str) -> None:
     if not ray.is_initialized():
         ray.init(address="auto", log_to_driver=True)
     bell = ray.remote(num_cpus=0)(Bell).remote()
-    signal.signal(signal.SIGTERM, lambda number, frame: bell.ring.remote())
+
+    def ring(number, frame) -> None:
+        if not ray.get(bell.ring.remote()):
+            # The one exception that gets through where Ray waits.
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, ring)
     fewest = training.min_workers or training.workers
+    each = {"CPU": training.threads_per_worker} | ({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {})
+    if (fit := _workers_that_fit(ray.nodes(), each)) < fewest:
+        print(f"waiting: {fewest} workers of {_named(each)} are needed, and the cluster's nodes have room for {fit}; add nodes, or `unimed train stop {run}`, lower `training.workers` and run the same command again", flush=True)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"inputs": inputs, "run": run, "bell": bell},
@@ -82,7 +91,7 @@ def _fit(inputs: dict, run: str) -> None:
         scaling_config=ScalingConfig(
             num_workers=training.workers if fewest == training.workers else (fewest, training.workers),
             use_gpu=training.gpus_per_worker > 0,
-            resources_per_worker={"CPU": training.threads_per_worker} | ({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {}),
+            resources_per_worker=each,
         ),
         run_config=RunConfig(
             name=run,
@@ -91,7 +100,19 @@ def _fit(inputs: dict, run: str) -> None:
             failure_config=FailureConfig(max_failures=training.max_failures),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        raise JobCancelled(f"{run} was stopped while it waited for its workers; the same command goes on from its last checkpoint") from None
+
+
+def _workers_that_fit(nodes: list[dict], each: dict[str, int]) -> int:
+    """How many workers there is room for, where nobody else is."""
+    return sum(min(int(node["Resources"].get(kind, 0) // needed) for kind, needed in each.items()) for node in nodes if node["Alive"])
+
+
+def _named(resources: dict[str, int]) -> str:
+    return " and ".join(f"{needed} {kind}" for kind, needed in resources.items())
 
 
 def _work(told: dict) -> None:

@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from PIL import Image
 
+from infra.jobs import JobCancelled, JobSpec, run_job
 from ray_jobs.run_log import RunLog
 from tests.ray_jobs.test_run_log import ABOUT, keys, row
+from tests.ray_jobs.training_runs import STAGE
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,28 @@ def test_runs_are_listed(told):
 def test_a_run_that_does_not_run_needs_no_stop(told):
     done = unimed("stop", "seen-a", "--json")
     assert done.returncode == 0 and json.loads(done.stdout) == {"run": "seen-aaa1", "how": "not running"}, done.stderr
+
+
+def test_a_run_that_waits_for_workers_says_so_and_is_stopped_at_once(stack):
+    inputs = {"stage": {**STAGE.model_dump(mode="json"), "name": "waits"}, "training": {"workers": 99, "streams": 99}}
+    lines, ended = [], []
+
+    def run():
+        try:
+            run_job(JobSpec("waits", "ray_jobs.train", inputs, alone="training"), on_log=lines.append)
+        except JobCancelled as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not any("waiting: 99 workers of 1 CPU" in line for line in lines):
+        assert thread.is_alive()
+        time.sleep(0.2)
+    begun = time.monotonic()
+    done = unimed("stop", "waits", "--json")
+    thread.join(timeout=30)
+    assert done.returncode == 0 and json.loads(done.stdout)["how"] == "stopped", done.stderr
+    assert ended and time.monotonic() - begun < 60 and any("stopped while it waited" in line for line in lines)
 
 
 def test_two_runs_are_shown_side_by_side(told, tmp_path):
