@@ -28,7 +28,7 @@ class StageRun:
         log: what the run tells of itself; the first worker's and the workers' samples.
         notice: says when this worker is to end.
         under_ray: whether Ray may be draining nodes.
-        metrics: told each log row (`set`) and each accident (`count`); None for none.
+        metrics: told each log row (`set`, by the first worker) and each event (`count`); None for none.
     """
 
     def __init__(
@@ -48,6 +48,8 @@ class StageRun:
     ):
         self.loader, self.stage, self.training, self.place = loader, stage, training, place
         self.checkpoints, self.log, self.notice, self.validation, self.under_ray, self.metrics = checkpoints, log, notice, validation, under_ray, metrics
+        # What goes wrong with them is told and counted as everything else is.
+        checkpoints.on_event = self.event
         self.state = TrainingState(model.train(), stage)
         self.stepper = Stepper(model, self.state, stage, training, seed, place)
         self.seen: list[dict] = []
@@ -132,7 +134,7 @@ class StageRun:
         step = self.progress.step
         self.seen += [{"step": step, "stream": d.stream, "position": d.position, "sample": d.sample} for d in batch.drawn]
         for skipped in batch.skipped:
-            self.log.event(step, "skipped-sample", f"{skipped['sample']} (stream {skipped['stream']}, position {skipped['position']}): {skipped['reason']}")
+            self.event(step, "skipped-sample", f"{skipped['sample']} (stream {skipped['stream']}, position {skipped['position']}): {skipped['reason']}")
         if not outcome.good:
             self._tell("skipped-step", f"cross-entropy {outcome.ce:.4g}, velocity loss {outcome.mse:.4g}, gradient norm {outcome.norm:.4g}: the weights are left as they were")
 
@@ -161,7 +163,7 @@ class StageRun:
             self.loader.load_state_dict(streams)
             if self.place.first:
                 print(f"resumed at step {self.progress.step}", flush=True)
-                self.log.event(self.progress.step, "resumed", f"on {self.place.workers} workers")
+                self.event(self.progress.step, "resumed", f"on {self.place.workers} workers")
 
     def _roll_back(self, why: str) -> bool:
         """Go back to the last good checkpoint, or the one before where that did not help; the data goes on, not back.
@@ -224,6 +226,10 @@ class StageRun:
     def _tell(self, kind: str, detail: str) -> None:
         if self.place.first:
             print(f"{self.stage.name} step {self.progress.step}: {kind}: {detail}", flush=True)
-            self.log.event(self.progress.step, kind, detail)
-            if self.metrics:
-                self.metrics.count(kind)
+            self.event(self.progress.step, kind, detail)
+
+    def event(self, step: int, kind: str, detail: str) -> None:
+        """Into the run log, and counted for whoever is to be alarmed."""
+        self.log.event(step, kind, detail)
+        if self.metrics:
+            self.metrics.count(kind)

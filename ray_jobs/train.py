@@ -137,7 +137,7 @@ def _work(told: dict) -> None:
         log.begin(about | {"workers": place.workers, "host": socket.gethostname()})
     scratch = Path(os.environ.get("UNIMED_SCRATCH_DIR") or get_settings().state_dir / "cache" / "checkpoints") / run
     try:
-        work_on(inputs, run, place, log, Notice(told["bell"]), scratch, metrics=StageMetrics(run, inputs["stage"]["name"]) if place.first else None)
+        work_on(inputs, run, place, log, Notice(told["bell"]), scratch, metrics=StageMetrics(run, inputs["stage"]["name"]))
     finally:
         log.close()
 
@@ -169,7 +169,7 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     known = _known(inputs.get("known_release")) if stage.replay is not None else None
     loader = Loader(reader, Planner(model, stage), stage, seed, numbers, training.streams, known=known)
     validation = Validation(reader, model, stage, seed, numbers, training.streams, place, training.parallel == "fsdp") if stage.evaluate_every else None
-    checkpoints = StageCheckpoints(run, model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, log.event, before_commit=log.flush)
+    checkpoints = StageCheckpoints(run, model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, before_commit=log.flush)
     stage_run = StageRun(model, loader, stage, training, seed, place, checkpoints, log, notice, validation, under_ray, metrics)
     how = stage_run.run()
     checkpoints.close()

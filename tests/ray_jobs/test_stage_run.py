@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -20,7 +21,7 @@ from ray_jobs.meter import Meter
 from ray_jobs.place import alone
 from ray_jobs.stage_checkpoints import StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
-from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, learned, same, start
+from tests.ray_jobs.training_runs import STAGE, TRAINING, MadePacks, NoticeAt, learned, same, start
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +241,25 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(tiny, undisturbed, tmp_path)
     assert set(told.kinds()) == {"checkpoint-failed"} and not in_store("full")
     second, _ = start(tiny, "full", tmp_path)
     assert second.run() == "finished" and same(learned(second), undisturbed[0])
+
+
+def test_whatever_is_told_is_counted_for_alarms(tiny, s3, tmp_path):
+    class Counted:
+        kinds, rows = Counter(), 0
+
+        def count(self, kind: str) -> None:
+            self.kinds[kind] += 1
+
+        def set(self, row: dict) -> None:
+            self.rows += 1
+
+    run, told = start(tiny, "counted", tmp_path, spoilt=frozenset({1}))
+    run.metrics = Counted()
+    skipped = {"stream": "0", "position": 3, "sample": "made/torn", "reason": "cannot be planned"}
+    run.loader = MadePacks(run.loader.config, spoilt=run.loader.spoilt, skipped=(skipped,))
+    with files_at_most(2**14), pytest.raises(OSError):
+        run.run()
+    assert run.metrics.kinds == Counter(told.kinds()) and run.metrics.rows == len(told.rows) and {"skipped-sample", "skipped-step", "checkpoint-failed"} <= set(told.kinds())
 
 
 def test_what_the_release_has_nothing_of_is_told(tiny, s3, tmp_path):

@@ -20,12 +20,12 @@ BAD = float("nan")
 
 
 class MadePacks:
-    """A loader whose packs depend on stream and position alone; at the positions `spoilt` they hold what is no number."""
+    """A loader whose packs depend on stream and position alone; at the positions `spoilt` they hold what is no number. Each batch has `skipped` these."""
 
     absent = ""
 
-    def __init__(self, config, numbers=(0, 1), spoilt: frozenset[int] = frozenset()):
-        self.config, self.spoilt = config, spoilt
+    def __init__(self, config, numbers=(0, 1), spoilt: frozenset[int] = frozenset(), skipped: tuple[dict, ...] = ()):
+        self.config, self.spoilt, self.skipped = config, spoilt, skipped
         self.positions = {str(number): 0 for number in numbers}
 
     def __next__(self) -> Batch:
@@ -33,7 +33,7 @@ class MadePacks:
         drawn = [Drawn(name, position, f"made/{name}-{position}") for name, position in self.positions.items()]
         self.positions = {name: position + 1 for name, position in self.positions.items()}
         tokens = sum(made.length for made in packs.values())
-        return Batch(packs, drawn, self.state_dict(), [], tokens, tokens)
+        return Batch(packs, drawn, self.state_dict(), list(self.skipped), tokens, tokens)
 
     def _pack(self, name: str, position: int) -> PackedSequence:
         rng = torch.Generator().manual_seed(1000 * int(name) + position)
