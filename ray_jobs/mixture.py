@@ -35,7 +35,7 @@ class Mixture:
     """
 
     def __init__(self, index: Index, shards: Sequence[str], stage: StageParams, key: str, streams: int, split: str, known: frozenset[str] | None):
-        self.index, self.key, self.streams = index, key, streams
+        self.index, self.key, self.streams, self.split = index, key, streams, split
         self.groups: dict[str, Passes] = {}
         self._known = None if known is None or stage.replay is None else np.array([name in known for name in shards] or [False])[index.shard]
         tasks = {task: index.where(split=split, task=task) for task, weight in stage.shares.items() if weight > 0}
@@ -56,7 +56,7 @@ class Mixture:
         present = self.index.values("modality", rows)
         missing = [modality for modality, weight in weights.items() if weight > 0 and modality not in present]
         if missing:
-            raise ValueError(f"stage {stage.name!r}: modalities.{task} names {', '.join(missing)}, of which the release has no sample; it has {', '.join(present)}")
+            raise ValueError(f"stage {stage.name!r}: modalities.{task} names {', '.join(missing)}, of which the release has no {self.split} sample; it has {', '.join(present)}")
         words, codes = self.index.words["modality"], self.index.codes["modality"][rows]
         named = [(modality, weight) for modality, weight in weights.items() if weight > 0]
         return Choice(tuple(weight for _, weight in named), tuple(self._by_age(f"{task}/{modality}", rows[codes == words.index(modality)], stage) for modality, _ in named))

@@ -16,7 +16,9 @@ from infra.store import StoreUnavailable, corpus_store
 from model.curriculum import Dropout, StageParams
 from model.preprocess import target_size
 from ray_jobs.loader import Loader
+from ray_jobs.place import alone
 from ray_jobs.plans import Planner
+from ray_jobs.validation import PACKS, Validation
 from tests.ray_jobs.made_release import picture, publish, sample, torn
 from tests.ray_jobs.outage import Wire
 
@@ -297,6 +299,15 @@ def test_modalities_within_a_task_come_by_weight(s3, model, tmp_path):
     assert found["MRI"] == pytest.approx(0.75, abs=0.05) and "CXR" not in found
     with pytest.raises(ValueError, match="modalities.understanding names OCT.*it has CT, CXR, MRI"):
         begin(made, tmp_path, model, stage.model_copy(update={"modalities": {"understanding": {"OCT": 1}}}))
+
+
+def test_a_modality_may_be_too_rare_to_be_validated(s3, model, tmp_path):
+    """All its patients are in training: the others are validated by their weights."""
+    made = [sample(n, modality=m, source=m, split=split) for m, split in (("CT", "train"), ("CT", "val"), ("MRI", "val"), ("OCT", "train")) for n in range(8)]
+    held = reader(publish(made, corpus_store()), tmp_path)
+    for weights in ({"CT": 1, "OCT": 3}, {"OCT": 1}):
+        stage = TALK.model_copy(update={"modalities": {"understanding": weights}})
+        assert len(Validation(held, model, stage, 5, [0], 1, alone(), sharded=False).packs) == PACKS
 
 
 def test_tasks_come_by_weight(record, model, tmp_path):
