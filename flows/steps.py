@@ -13,15 +13,10 @@ from infra.records import digest, file_sha256, source_fingerprint
 from infra.registry import ModelRegistry
 from infra.settings import get_settings
 from infra.store import log_store
-from model.curriculum import CHAMPION, StageParams
+from model.curriculum import CHAMPION, RUNNING, StageParams
 from ray_jobs.gate import GateDecision, decide
 from ray_jobs.params import Params
 
-# Of `training`, what says how a stage is run and not what comes of it: it may be changed under way, and the stage goes on.
-RUNNING = (
-    "workers", "min_workers", "threads_per_worker", "gpus_per_worker", "log_every",
-    "checkpoint_every", "keep_checkpoints", "max_failures", "cache_gib", "outage_minutes",
-)  # fmt: skip
 TRAINS = ("ray_jobs.bootstrap", "ray_jobs.train")
 
 

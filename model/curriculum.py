@@ -159,6 +159,13 @@ class AnomalyParams(_Section):
     max_rollbacks: int = Field(2, ge=0, description="times the run goes back before it stops with a report")
 
 
+# Of `TrainingParams`, what says how a stage is run and not what comes of it: it may be changed under way, and the stage goes on.
+RUNNING = (
+    "workers", "min_workers", "threads_per_worker", "gpus_per_worker", "log_every",
+    "checkpoint_every", "keep_checkpoints", "max_failures", "cache_gib", "outage_minutes",
+)  # fmt: skip
+
+
 class TrainingParams(_Section):
     """How stages run: shared by all of them."""
 

@@ -12,9 +12,10 @@ import tempfile
 from pathlib import Path
 
 from infra.jobs import JobCancelled, entrypoint, job_id
+from infra.records import digest
 from infra.settings import get_settings
 from infra.store import MissingObject, arrow_filesystem, model_store
-from model.curriculum import StageParams, TrainingParams
+from model.curriculum import RUNNING, StageParams, TrainingParams
 from ray_jobs.checkpoints import fetch_folder, publish_folder
 
 
@@ -26,10 +27,12 @@ def train(inputs: dict) -> dict:
     """Run the stage to its end and publish its averaged weights. The run's checkpoints stay until the result is recorded.
 
     Raises:
+        ValueError: the run was begun with other inputs.
         JobCancelled: it was told to stop, and saved what it had.
         TrainingDiverged: too many bad steps in a row, again after going back.
     """
     run = run_name(inputs)
+    take_up(run, inputs)
     model_store().delete(_ending_key(run))
     _fit(inputs, run)
     try:
@@ -55,6 +58,24 @@ def forget_run(result: dict) -> None:
 
 def run_name(inputs: dict) -> str:
     return job_id() or f"{inputs['stage']['name']}-alone"
+
+
+def take_up(run: str, inputs: dict) -> None:
+    """See that what the run left is of the same inputs, but for how they are run: a job's name says so, a stage's alone does not.
+
+    Raises:
+        ValueError: it is of others.
+    """
+    key = f"runs/{run}/inputs.json"
+    training = {name: value for name, value in inputs["training"].items() if name not in RUNNING}
+    known = {"sha256": digest(inputs | {"training": training})}
+    try:
+        found = model_store().get_json(key)
+    except MissingObject:
+        model_store().put_json(key, known)
+        return
+    if found != known:
+        raise ValueError(f"{run} was begun with other inputs and has not ended: go on with those, give the stage another name, or delete runs/{run}/ in the models bucket to begin anew")
 
 
 def _ending_key(run: str) -> str:

@@ -21,6 +21,7 @@ from ray_jobs.meter import Meter
 from ray_jobs.place import alone
 from ray_jobs.stage_checkpoints import StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
+from ray_jobs.train import forget_run, take_up
 from tests.ray_jobs.training_runs import STAGE, TRAINING, MadePacks, NoticeAt, learned, same, start
 
 
@@ -140,6 +141,18 @@ def test_what_is_wrong_with_the_machine_or_the_store_is_no_damaged_checkpoint(s3
             patched.setattr("infra.store.ObjectStore.download_file", refuse)
             step_in(checkpoints)
     assert kinds == ["checkpoint-unread"] * 2 and step_in(checkpoints) == 10
+
+
+def test_a_stage_run_alone_does_not_go_on_from_what_others_left(s3):
+    """With another learning rate or on another release the same name is another run; with fewer workers it is not."""
+    inputs = {"release": "corpus/2000-01-01.1", "stage": STAGE.model_dump(mode="json"), "training": TRAINING.model_dump(mode="json"), "seed": 5}
+    take_up("short-alone", inputs)
+    take_up("short-alone", inputs | {"training": inputs["training"] | {"workers": 2, "log_every": 1}})
+    for other in ({"release": "corpus/2000-01-02.1"}, {"stage": inputs["stage"] | {"learning_rate": 0.5}}, {"training": inputs["training"] | {"streams": 4}}):
+        with pytest.raises(ValueError, match="other inputs.*another name, or delete runs/short-alone/"):
+            take_up("short-alone", inputs | other)
+    forget_run({"run": "short-alone"})
+    take_up("short-alone", inputs | {"seed": 6})
 
 
 def test_old_checkpoints_go_and_uncommitted_ones_are_never_read(tiny, tmp_path):
