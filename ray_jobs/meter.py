@@ -34,14 +34,14 @@ class Meter:
     def loaded(self, batch) -> None:
         now = time.perf_counter()
         self.waited += now - self.mark
-        self.tokens, self.capacity, self.skipped = self.tokens + batch.tokens, self.capacity + batch.capacity, self.skipped + len(batch.skipped)
+        self.own_tokens, self.capacity = self.own_tokens + batch.tokens, self.capacity + batch.capacity
         self.flops += sum(training_flops(self.config, pack.length, pack.sample_lens) for pack in batch.packs.values())
 
     def stepped(self, outcome: Outcome) -> None:
         if outcome.good:
             self.sums = [a + b for a, b in zip(self.sums, (outcome.ce, outcome.mse, outcome.norm))]
             self.good += 1
-        self.steps += 1
+        self.steps, self.tokens, self.skipped = self.steps + 1, self.tokens + outcome.tokens, self.skipped + outcome.skipped
         self.mark = time.perf_counter()
 
     def go_on_from(self, sums: list[float], good: int) -> None:
@@ -57,6 +57,8 @@ class Meter:
         """The numbers since the last row."""
         elapsed = time.perf_counter() - self.since
         working = max(elapsed - self.stalled, 1e-9)
+        # Workers may have unequal numbers of streams.
+        flops = self.flops * self.tokens / max(self.own_tokens, 1)
         # Nothing but bad steps: no mean.
         ce, mse, norm = (total / self.good if self.good else float("nan") for total in self.sums)
         row = {
@@ -65,9 +67,9 @@ class Meter:
             "mse": mse,
             "lr": self.stage.learning_rate_at(step - 1),
             "grad_norm": norm,
-            "tokens_per_s": self.tokens * self.place.workers / working,
-            "real_share": self.tokens / max(self.capacity, 1),
-            "mfu": self.flops * self.place.workers / working / self.peak,
+            "tokens_per_s": self.tokens / working,
+            "real_share": self.own_tokens / max(self.capacity, 1),
+            "mfu": flops / working / self.peak,
             "wait": self.waited / working,
             "stall": self.stalled / elapsed,
             "good": self.good,
@@ -86,7 +88,7 @@ class Meter:
         )
 
     def _restart(self) -> None:
-        self.sums, self.steps, self.good, self.tokens, self.capacity, self.skipped = [0.0, 0.0, 0.0], 0, 0, 0, 0, 0
+        self.sums, self.steps, self.good, self.tokens, self.own_tokens, self.capacity, self.skipped = [0.0, 0.0, 0.0], 0, 0, 0, 0, 0, 0
         self.flops = self.waited = self.stalled = 0.0
         self.since = self.mark = time.perf_counter()
 

@@ -77,7 +77,7 @@ class StageRun:
         while not self.progress.done:
             batch = next(self.loader)
             self.meter.loaded(batch)
-            outcome = self.stepper.step(batch.packs, stop=self.notice.given())
+            outcome = self.stepper.step(batch.packs, stop=self.notice.given(), skipped=len(batch.skipped))
             self.meter.stepped(outcome)
             self._note(batch, outcome)
             # While the loader's thread has nothing to do: each tensor that ends lets another thread run first.

@@ -22,13 +22,18 @@ from ray_jobs.training_state import TrainingState
 
 @dataclass(frozen=True)
 class Outcome:
-    """Means over all workers' tokens, the gradient's norm, whether the weights changed, and whether somebody was told to stop."""
+    """Means over all workers' tokens, the gradient's norm, whether the weights changed, and whether somebody was told to stop.
+
+    `tokens` and `skipped` samples are those of all workers.
+    """
 
     ce: float
     mse: float
     norm: float
     good: bool
     stop: bool
+    tokens: int
+    skipped: int
 
 
 class Stepper:
@@ -44,10 +49,15 @@ class Stepper:
         self.sharded = training.parallel == "fsdp"
         self.gradients = None if self.sharded else FlatGradients(list(state.parameters.values()), beside=2)
 
-    def step(self, packs: dict[str, PackedSequence], stop: bool = False) -> Outcome:
-        """Forward, backward, clip and update; a step that the watchdog calls bad changes nothing but the count of steps."""
+    def step(self, packs: dict[str, PackedSequence], stop: bool = False, skipped: int = 0) -> Outcome:
+        """Forward, backward, clip and update; a step that the watchdog calls bad changes nothing but the count of steps.
+
+        Args:
+            stop, skipped: what this worker has to tell: it is to end, and has met so many unusable samples.
+        """
         counts = sum((count(pack) for pack in packs.values()), TokenCounts())
-        totals = self._sum_soon(torch.tensor([counts.ce, counts.mse, int(stop)]))
+        tokens = sum(pack.length for pack in packs.values())
+        totals = self._sum_soon(torch.tensor([counts.ce, counts.mse, int(stop), tokens, skipped]))
         optimiser, progress = self.state.optimiser, self.state.progress
         for group in optimiser.param_groups:
             group["lr"] = self.stage.learning_rate_at(progress.step)
@@ -62,7 +72,8 @@ class Stepper:
             optimiser.step()
             self.state.ema.update(progress.step)
         progress.step += 1
-        return Outcome(ce, mse, norm, good, bool(totals()[2]))
+        stops, tokens, skipped = totals()[2:].tolist()
+        return Outcome(ce, mse, norm, good, stops > 0, tokens, skipped)
 
     def _backward(self, name: str, pack: PackedSequence, totals: Callable[[], Tensor]) -> Tensor:
         noise = self.noise(pack, name).to(self.place.device, non_blocking=True)

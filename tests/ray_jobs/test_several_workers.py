@@ -10,14 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.config import ModelConfig
 from tests.ray_jobs.test_stage_run import tiny  # noqa: F401
-from tests.ray_jobs.training_runs import learned, same, start
+from tests.ray_jobs.training_runs import MadePacks, learned, same, start
 
 
-def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9) -> dict:
+def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9, streams: int = 2) -> dict:
     """Run `name` on this many processes; returns its ending with what was learned and which samples were seen."""
     out.mkdir(exist_ok=True)
-    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps}
+    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps, "streams": streams}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -51,6 +52,15 @@ def test_two_workers_stopped_and_resumed_end_with_the_same_bits(tiny, s3, one, t
     assert resumed["ending"] == "finished" and same(resumed["learned"], whole["learned"])
     assert resumed["history"][-1] == whole["history"][-1]
     assert whole["order"] == one[1] and close(whole["learned"], one[0])
+
+
+def test_a_log_line_is_of_all_workers_however_many_streams_each_has(tiny, s3, tmp_path):  # noqa: F811
+    """Three streams: two of them are the first worker's, which writes the line. Each worker skips a sample a step."""
+    told = train(2, tiny, "uneven", tmp_path, streams=3)["rows"]
+    pack = MadePacks(ModelConfig.load(tiny))._pack("0", 0)
+    for before, row in zip(told, told[1:]):
+        working = (row["seconds"] - before["seconds"]) * (1 - row["stall"])
+        assert row["tokens_per_s"] * working == pytest.approx(2 * 3 * pack.length, rel=0.1) and row["skipped"] == 2 * 2
 
 
 def test_another_number_of_workers_goes_on_with_the_same_samples(tiny, s3, one, tmp_path):  # noqa: F811

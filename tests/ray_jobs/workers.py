@@ -19,15 +19,16 @@ def main(rank: int, workers: int, port: str, plan: dict) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": str(workers)}
     dist.init_process_group("gloo", rank=rank, world_size=workers)
     place = Place(rank, rank, workers, torch.device("cpu"))
-    training = TrainingParams(**TRAINING.model_dump() | {"workers": workers, "streams": 2, "parallel": plan["parallel"]})
+    training = TrainingParams(**TRAINING.model_dump() | {"workers": workers, "streams": plan["streams"], "parallel": plan["parallel"]})
     run, told = start(Path(plan["folder"]), plan["name"], Path(plan["scratch"]), notice=NoticeAt(plan["steps"]), training=training, place=place, stage=STAGE)
+    run.loader.skipped = ({"stream": str(rank), "position": 0, "sample": "made/torn", "reason": "torn"},)
     ending = run.run()
     run.checkpoints.close()
     tensors = {name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).contiguous().clone() for name, tensor in run.state.tensors().items()}
     Path(plan["out"], f"seen-{rank}.json").write_text(json.dumps(told.seen))
     if rank == 0:
         save_file(tensors, Path(plan["out"]) / "learned.safetensors")
-        Path(plan["out"], "ending.json").write_text(json.dumps({"ending": ending, "step": run.progress.step, "history": run.progress.history}))
+        Path(plan["out"], "ending.json").write_text(json.dumps({"ending": ending, "step": run.progress.step, "history": run.progress.history, "rows": told.rows}))
     dist.destroy_process_group()
 
 
