@@ -107,6 +107,8 @@ class StageParams(_Section):
             raise ValueError("ce_weight and mse_weight are both 0: there is nothing to learn from")
         if EYE.issuperset(self.trainable) and not any(self.mixture.get(task) for task in ("understanding", "interleaved")):
             raise ValueError(f"trainable={', '.join(self.trainable)} learns from pictures that are looked at alone; the mixture has only {', '.join(self.mixture)}")
+        if (self.tokens_per_sample or 0) > self.tokens_per_pack:
+            raise ValueError(f"tokens_per_sample={self.tokens_per_sample} exceeds tokens_per_pack={self.tokens_per_pack}, into which a sample must fit")
         if self.min_learning_rate > self.learning_rate:
             raise ValueError(f"min_learning_rate={self.min_learning_rate:g} exceeds learning_rate={self.learning_rate:g}, which falls to it")
         return self
@@ -139,15 +141,22 @@ def _weights(weights: dict[str, float]) -> dict[str, float]:
     return weights
 
 
-def check_graph(stages: Sequence[StageParams]) -> None:
-    """Raises ValueError unless names differ and every stage starts from one listed before it."""
-    known = {BOOTSTRAP, CHAMPION}
+def check_graph(stages: Sequence[StageParams], first: str) -> None:
+    """Raises ValueError unless names differ, every stage starts from one listed before it, and what replays has the champion to go back to.
+
+    Args:
+        first: what a stage without a word begins with that has none before it.
+    """
+    before, origin = first, {BOOTSTRAP: BOOTSTRAP, CHAMPION: CHAMPION}
     for stage in stages:
-        if stage.name in known:
+        start = stage.start or before
+        if stage.name in origin:
             raise ValueError(f"stage name {stage.name!r} is taken")
-        if stage.start is not None and stage.start not in known:
-            raise ValueError(f"stage {stage.name!r} starts from {stage.start!r}, which is none of {sorted(known)}")
-        known.add(stage.name)
+        if start not in origin:
+            raise ValueError(f"stage {stage.name!r} starts from {start!r}, which is none of {sorted(origin)}")
+        if stage.replay is not None and origin[start] != CHAMPION:
+            raise ValueError(f"stage {stage.name!r}: replay={stage.replay:g}, but it goes back to {origin[start]!r}, which has learned from no release; leave it out, or start from {CHAMPION!r}")
+        origin[stage.name], before = origin[start], stage.name
 
 
 class AnomalyParams(_Section):

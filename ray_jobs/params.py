@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from corpus.params import CorpusParams
 from model.config import ModelConfig
-from model.curriculum import BootstrapParams, StageParams, TrainingParams, check_graph
+from model.curriculum import BOOTSTRAP, CHAMPION, BootstrapParams, StageParams, TrainingParams, check_graph
 from monitoring.params import DriftParams
 from ray_jobs.evaluate_params import EvaluationParams
 from ray_jobs.gate import GatePolicy
@@ -60,8 +60,8 @@ class Params(BaseModel):
 
     @field_validator("curriculum", "refresh")
     @classmethod
-    def _stages_form_a_graph(cls, stages: tuple[StageParams, ...]) -> tuple[StageParams, ...]:
-        check_graph(stages)
+    def _stages_form_a_graph(cls, stages: tuple[StageParams, ...], field: ValidationInfo) -> tuple[StageParams, ...]:
+        check_graph(stages, first=CHAMPION if field.field_name == "refresh" else BOOTSTRAP)
         return stages
 
     @model_validator(mode="after")
