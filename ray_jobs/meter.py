@@ -1,7 +1,9 @@
 """The log line of a running stage: means since the last one."""
 
+import re
 import time
 from functools import cache
+from math import nan
 
 import torch
 
@@ -93,12 +95,16 @@ class Meter:
         self.since = self.mark = time.perf_counter()
 
 
+def gpu_peak(name: str) -> float:
+    """Dense bfloat16 FLOP/s by the name that a GPU's driver gives it; NaN for one that is not listed: no MFU is better than another card's."""
+    return next((tflops for known, tflops in PEAKS.items() if known in re.split(r"[\s-]+", name)), nan) * 1e12
+
+
 @cache
 def peak_flops(device: str) -> float:
-    """FLOP/s a worker's device could reach: a GPU's data sheet, or what a large float32 product reaches on its CPU threads."""
+    """FLOP/s a worker's device could reach: a GPU's data sheet, or what a large float32 product reaches on its CPU threads; NaN if unknown."""
     if device == "cuda":
-        name = torch.cuda.get_device_name()
-        return next((tflops for known, tflops in PEAKS.items() if known in name), 312) * 1e12
+        return gpu_peak(torch.cuda.get_device_name())
     side, best = 768, 0.0
     a = torch.randn(side, side)
     for _ in range(6):

@@ -7,8 +7,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from math import nan
 from pathlib import Path
 
+import pytest
+
+from ray_jobs.meter import gpu_peak
 from ray_jobs.metrics import EXPORTED
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -40,6 +44,11 @@ def test_gauges_and_counters_come_out_of_rays_endpoint(stack):
     assert {name for name, _ in seen} == EXPORTED
     assert seen["ray_unimed_training_step", ""] == 0.5 and seen["ray_unimed_training_ce", ""] == 1.5 and seen["ray_unimed_training_mfu", ""] == 0.25
     assert seen["ray_unimed_training_events_total", "skipped-sample"] == 2 and seen["ray_unimed_training_events_total", "rolled-back"] == 1
+
+
+@pytest.mark.parametrize("name, tflops", [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H20", 148), ("NVIDIA A800-SXM4-80GB", 312), ("AMD Instinct MI300X", 1336), ("NVIDIA L40S", nan), ("NVIDIA GB200", nan), ("NVIDIA GeForce RTX 4090", nan)])
+def test_mfu_is_told_of_cards_whose_peak_is_known(name, tflops):
+    assert gpu_peak(name) == pytest.approx(tflops * 1e12, nan_ok=True)
 
 
 def scrape(port: int) -> dict[tuple[str, str], float]:
