@@ -80,8 +80,7 @@ class Stepper:
         with self._precision():
             losses = self.model(pack.to(self.place.device), noise)
         loss, ce, mse = step_loss(losses, TokenCounts(*totals()[:2].tolist()), self.stage.ce_weight, self.stage.mse_weight)
-        if loss.requires_grad:  # else the pack holds nothing of the parts that learn
-            loss.backward()
+        loss.backward()
         return torch.tensor([ce, mse])
 
     def noise(self, pack: PackedSequence, name: str) -> Tensor:
