@@ -21,6 +21,7 @@ from corpus.readers.pictures import PictureBytes
 from corpus.record import HeldBack, Record, Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
+from corpus.shards import DATA, INDEX
 from infra.records import digest, source_fingerprint, utc_now
 from infra.store import MissingObject, ObjectStore, PreconditionFailed
 
@@ -31,7 +32,6 @@ OnProgress = Callable[[int], None]
 
 # Samples that wait for a person lie apart: no release looks here but for those that were accepted.
 HELD = "held"
-SHARD, INDEX = ".parquet", ".index.parquet"
 FORGOTTEN = "privacy/forgotten.json"
 # Of encoded pictures in memory.
 BATCH, BATCH_BYTES = 32, 4 * 2**20
@@ -125,9 +125,9 @@ def without_patient(name: str, patient: str, params: CorpusParams, store: Object
 
 def holding(patient: str, store: ObjectStore) -> list[str]:
     """Keys of all that was ever taken in and holds a patient, whether a source still uses it or not: shards and their indexes."""
-    there = {entry.key for prefix in ("intake/", f"{HELD}/", f"{review.ADMITTED}/") for entry in store.list(prefix) if entry.key.endswith(SHARD)}
+    there = {entry.key for prefix in ("intake/", f"{HELD}/", f"{review.ADMITTED}/") for entry in store.list(prefix) if entry.key.endswith(DATA)}
     # Where a process died between a shard and its index, the shard itself tells.
-    tells = {key: beside if (beside := key.removesuffix(SHARD) + INDEX) in there else key for key in there if not key.endswith(INDEX)}
+    tells = {key: beside if (beside := key.removesuffix(DATA) + INDEX) in there else key for key in there if not key.endswith(INDEX)}
     return sorted({name for key, teller in tells.items() if patient in index.patients(store.get(teller)) for name in (key, teller)})
 
 

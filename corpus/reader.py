@@ -11,9 +11,8 @@ import pyarrow as pa
 from corpus import index
 from corpus.sample import Sample
 from corpus.shard_cache import ShardCache
+from corpus.shards import DATA, INDEX
 from infra.store import ObjectStore
-
-DATA, INDEX = ".parquet", ".index.parquet"
 
 
 @dataclass(frozen=True, slots=True)

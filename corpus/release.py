@@ -174,7 +174,7 @@ def _built_in(name: str, params: CorpusParams, salt: bytes, aside: list[Rejectio
 
 def _lay_out(out: Path, parts: list[_Part]) -> None:
     """Exactly these shards under `shards/`: what is there stays, what is missing comes, what is over goes."""
-    wanted = {f"{part.name}{suffix}": part for part in parts for suffix in (".parquet", ".index.parquet")}
+    wanted = {f"{part.name}{suffix}": part for part in parts for suffix in (shards.DATA, shards.INDEX)}
     for path in sorted((out / "shards").rglob("*.parquet")):
         if path.relative_to(out / "shards").as_posix() not in wanted:
             path.unlink()
@@ -183,7 +183,7 @@ def _lay_out(out: Path, parts: list[_Part]) -> None:
 
 
 def _bring(out: Path, part: _Part) -> None:
-    paths = [out / "shards" / f"{part.name}{suffix}" for suffix in (".parquet", ".index.parquet")]
+    paths = [out / "shards" / f"{part.name}{suffix}" for suffix in (shards.DATA, shards.INDEX)]
     if not all(path.exists() for path in paths):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         for path, data in zip(paths, part.read()):

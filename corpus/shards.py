@@ -19,6 +19,8 @@ from infra.store import ObjectStore
 
 # A source, and samples of it, each with its record's origin.
 Gathered = tuple[str, list[tuple[Sample, int]]]
+# How the two files of a shard end.
+DATA, INDEX = ".parquet", ".index.parquet"
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "where", "reason", "detail", "record")])
 
 
@@ -79,7 +81,7 @@ def _folder(source: str) -> str:
 
 def put(store: ObjectStore, prefix: str, shard: Shard) -> dict:
     """Keep a shard and its index under a prefix, unless they are there; returns their entry {shard, key, index_key, rows, bytes}."""
-    keys = {"key": f"{prefix}/{shard.name}.parquet", "index_key": f"{prefix}/{shard.name}.index.parquet"}
+    keys = {"key": f"{prefix}/{shard.name}{DATA}", "index_key": f"{prefix}/{shard.name}{INDEX}"}
     for key, data in zip(keys.values(), (shard.data, shard.index)):
         if not store.exists(key):
             store.put(key, data)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from corpus import index, intake
-from corpus.intake import INDEX, SHARD
+from corpus.shards import DATA, INDEX
 from flows.history import seen, whole_index
 from flows.releases import all_releases, make_release
 from infra.corpus_repo import CorpusRepo, object_key
@@ -91,7 +91,7 @@ def _shards(release: dict, patient: str) -> set[str]:
 
 
 def _name(file: dict) -> str:
-    return file["path"].removeprefix("shards/").removesuffix(SHARD).removesuffix(".index")
+    return file["path"].removeprefix("shards/").removesuffix(DATA).removesuffix(".index")
 
 
 def _unrecorded(patient: str, store: ObjectStore) -> set[str]:

@@ -112,8 +112,10 @@ def _build(repo, on_line: Callable[[str], None]) -> None:
 
 def _origins(sources: list) -> dict[str, str]:
     """By path in the release, the objects that shards of sources taken in are copies of. A built-in source is a name alone."""
+    from corpus.shards import DATA, INDEX
+
     taken_in = [shard for source in sources if isinstance(source, dict) for shard in source.get("shards", ())]
-    return {f"shards/{shard['shard']}{suffix}": shard[key] for shard in taken_in for suffix, key in ((".parquet", "key"), (".index.parquet", "index_key"))}
+    return {f"shards/{shard['shard']}{suffix}": shard[key] for shard in taken_in for suffix, key in ((DATA, "key"), (INDEX, "index_key"))}
 
 
 def _next_tag(releases: list[dict]) -> str:

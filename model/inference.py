@@ -215,7 +215,9 @@ def _each(parts: Parts) -> Sequence[str | Image]:
     Raises:
         TypeError: something is neither a text nor a PIL image.
     """
+    if isinstance(parts, str):
+        return [parts]
     for number, part in enumerate(parts):
         if not isinstance(part, str | Image):
             raise TypeError(f"part {number} is of type {type(part).__name__}: conversations are made of texts and PIL images, so open files with PIL.Image.open and arrays with PIL.Image.fromarray")
-    return [parts] if isinstance(parts, str) else parts
+    return parts
