@@ -15,7 +15,7 @@ from model.config import LLMConfig
 from model.gate import gated
 from model.norm import RMSNorm, normed_and_turned
 from model.positions import rotary
-from model.products import Together
+from model.products import Linear, Together
 
 
 # cos and sin (`rotary`) of each expert's tokens.
@@ -82,7 +82,7 @@ class _MLP(nn.Module):
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.gate_up = Together(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Several matrix products of one input, done as one.
+"""Matrix products of few tokens or narrow layers: several of one input done as one, and each spread over a host's threads.
 
-Few tokens, or narrow layers, leave a product so short that starting it takes as long. Weights that lie side by
-side in memory are one matrix; names, checkpoints and optimisers see separate weights as ever.
+Such a product is so short that starting it takes as long. Weights that lie side by side in memory are one matrix;
+names, checkpoints and optimisers see separate weights as ever.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,21 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    """A linear layer of tokens [n, in], through `product`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return product(x, self.weight, self.bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [n, in] through weight [out, in] to [n, out]."""
+    if bias is not None or x.device.type != "cpu" or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    # A host's BLAS gives each thread a part of the left side's rows: of few tokens that would be all of the weights for each.
+    return torch.mm(weight, x.t()).t()
 
 
 class _Joined(NamedTuple):
@@ -53,7 +68,7 @@ class Together:
     def _product(self, x: Tensor, joined: _Joined) -> Tensor:
         if torch.is_grad_enabled():
             return _Product.apply(x, joined, *self._parameters())
-        return F.linear(x, joined.weight, joined.bias)
+        return product(x, joined.weight, joined.bias)
 
     def _parameters(self) -> list[nn.Parameter]:
         # Each layer's own dictionary: asked for by name, a parameter takes as long as a small product.
