@@ -20,7 +20,7 @@ def measure(quick: bool) -> list[Row]:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, peer = network().to(device), qwen2().to(device)
-    repeats = 1 if quick else 9
+    repeats = 1 if quick else 15
     equal = [48] * 4 if quick else [128] * 16
     # Lengths of questions, captions and reports: many short, few long.
     mixed = [16, 40] if quick else [24, 30, 33, 36, 40, 44, 48, 52, 60, 70, 84, 100, 130, 180, 260, 420]
