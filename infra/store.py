@@ -4,7 +4,7 @@ import json
 import mimetypes
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -189,9 +189,10 @@ class ObjectStore:
         for entry in list(self.list(prefix)):
             self.delete(entry.key)
 
-    def upload_file(self, path: Path, key: str) -> None:
+    def upload_file(self, path: Path, key: str, on_bytes: Callable[[int], None] | None = None) -> None:
+        """Upload a file, a large one in parts; the object is there whole or not at all. `on_bytes` is told of bytes as they leave, from several threads."""
         with self._errors(key):
-            self._client.upload_file(str(path), self.bucket, key)
+            self._client.upload_file(str(path), self.bucket, key, Callback=on_bytes)
 
     def copy(self, source: str, key: str, etag: str) -> None:
         """Copy an object of this etag within the bucket: its bytes stay in the store.
@@ -202,24 +203,19 @@ class ObjectStore:
         with self._errors(source):
             self._client.copy_object(Bucket=self.bucket, Key=key, CopySource={"Bucket": self.bucket, "Key": source}, CopySourceIfMatch=etag)
 
-    def download_file(self, key: str, path: Path) -> None:
-        """Download beside the target, then rename: the path never holds half an object."""
+    def download_file(self, key: str, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
+        """Download beside the target, then rename: the path never holds half an object. `on_bytes` is as for `upload_file`."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:
             with self._errors(key):
-                self._client.download_file(self.bucket, key, name)
+                self._client.download_file(self.bucket, key, name, Callback=on_bytes)
             os.replace(name, path)
         except BaseException:
             os.unlink(name)
             raise
-
-    def upload_dir(self, folder: Path, prefix: str) -> None:
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
-                self.upload_file(path, f"{prefix}/{path.relative_to(folder).as_posix()}")
 
     def download_dir(self, prefix: str, folder: Path) -> None:
         """Raises MissingObject when nothing lies under the prefix."""
