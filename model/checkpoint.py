@@ -1,6 +1,6 @@
 """The published checkpoint folder: JSON configs, `ema.safetensors`, `ae.safetensors`, tokenizer files."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.tokenizer import TextTokenizer
-from model.weights import CheckpointError, Weights
+from model.weights import CheckpointError, Weights, weight_map
 
 if TYPE_CHECKING:
     from model.unimedvl import UniMedVL
@@ -51,24 +51,42 @@ def load_checkpoint(folder: Path, device: str = "cpu") -> "UniMedVL":
     return model.eval().requires_grad_(False)
 
 
-def open_checkpoint(folder: Path) -> tuple["UniMedVL", Weights, Weights]:
+def files_of(names: Collection[str], read: Callable[[str], bytes]) -> list[str]:
+    """Of the files in a folder, those that make up the checkpoint: configurations, tokenizer, and the weights that are loaded.
+
+    Args:
+        read: the content of a file; asked for an index alone.
+
+    Raises:
+        CheckpointError: the index is none.
+    """
+    main = next((name for name in WEIGHT_NAMES if name in names), None)
+    shards = set(weight_map(read(main), main).values()) if main and main.endswith(".json") else set()
+    small = {name for name in names if name.endswith((".json", ".txt")) and ".safetensors" not in name}
+    return sorted((small | shards | {main, VAE_WEIGHTS}) & set(names))
+
+
+def open_checkpoint(folder: Path, otherwise: ModelConfig | None = None) -> tuple["UniMedVL", Weights, Weights]:
     """The folder's network on the meta device, and the main and the VAE's tensors, unread; all three fit together.
+
+    Args:
+        otherwise: has what the folder does not say of its configuration; the published 14B by default.
 
     Raises:
         CheckpointError: naming file, key and shape.
     """
-    model = empty_network(folder)
+    model = empty_network(folder, otherwise)
     weights, vae = open_weights(folder)
     check_keys(model, weights, vae)
     _fit_vocabulary(model, folder)
     return model, weights, vae
 
 
-def empty_network(folder: Path) -> "UniMedVL":
+def empty_network(folder: Path, otherwise: ModelConfig | None = None) -> "UniMedVL":
     """The folder's network on the meta device: no memory, real shapes; with its tokenizer."""
     from model.unimedvl import UniMedVL
 
-    config, tokenizer = _read_config(folder), _read_tokenizer(folder)
+    config, tokenizer = read_config(folder, otherwise), _read_tokenizer(folder)
     if tokenizer is not None:
         # Ids are the tokenizer's own: the published folder does not repeat them.
         config = config.model_copy(update={"special_tokens": tokenizer.special_tokens})
@@ -141,9 +159,14 @@ def _fit_vocabulary(model: "UniMedVL", folder: Path) -> None:
     model.config = model.config.model_copy(update={"llm": model.config.llm.model_copy(update={"vocab_size": needed})})
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path, otherwise: ModelConfig | None = None) -> ModelConfig:
+    """What the folder says of its network; `otherwise` has what it does not say.
+
+    Raises:
+        CheckpointError: a file is missing, cannot be read, or says what cannot be.
+    """
     try:
-        return ModelConfig.load(folder)
+        return ModelConfig.load(folder, otherwise)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error.filename} is missing: not a UniMedVL checkpoint folder") from None
     except OSError as error:

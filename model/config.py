@@ -204,18 +204,20 @@ class ModelConfig(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Write the three JSON files of the checkpoint folder."""
-        extra = self.model_dump(mode="json", exclude={"llm", "vit"})
-        files = {
-            "llm_config.json": self.llm.model_dump(mode="json"),
-            "vit_config.json": self.vit.model_dump(mode="json"),
-            EXTRA_FILE: extra,
-        }
-        for name, content in files.items():
-            (Path(folder) / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        _write(Path(folder) / "llm_config.json", self.llm.model_dump(mode="json"))
+        _write(Path(folder) / "vit_config.json", self.vit.model_dump(mode="json"))
+        self.save_extras(folder)
+
+    def save_extras(self, folder: Path) -> None:
+        """Write the one of them that the published folder lacks."""
+        _write(Path(folder) / EXTRA_FILE, self._extras())
+
+    def _extras(self) -> dict:
+        return self.model_dump(mode="json", exclude={"llm", "vit"})
 
     @classmethod
-    def load(cls, folder: Path) -> "ModelConfig":
-        """Read a checkpoint folder's configuration; absent extras take the published 14B values."""
+    def load(cls, folder: Path, otherwise: "ModelConfig | None" = None) -> "ModelConfig":
+        """Read a checkpoint folder's configuration; absent extras are those of `otherwise`, or the published 14B values."""
         folder = Path(folder)
         parts = {"llm": QWEN2 | _with_rope(_read(folder / "llm_config.json")), "vit": SIGLIP | _read(folder / "vit_config.json")}
         parts["llm"]["tie_word_embeddings"] = False  # the published code sets it, whatever the file says
@@ -223,7 +225,7 @@ class ModelConfig(BaseModel):
             return cls(**parts, **_read(folder / EXTRA_FILE))
         if (folder / REFERENCE_FILE).exists():
             return cls(**parts, **_reference_extras(_read(folder / REFERENCE_FILE), ViTConfig(**parts["vit"])))
-        return cls(**parts, **PUBLISHED_EXTRAS)
+        return cls(**parts, **(PUBLISHED_EXTRAS if otherwise is None else otherwise._extras()))
 
 
 # What a file of the published folder means where it is silent: its writer leaves out what the class has as default.
@@ -291,6 +293,10 @@ def _reference_extras(written: dict, vit: ViTConfig) -> dict:
         "special_tokens": {name: written["special_tokens"][name] for name in SpecialTokens.model_fields},
         **{key: bagel[key] for key in ("latent_patch_size", "max_latent_size", "vit_max_num_patch_per_side", "timestep_shift")},
     }
+
+
+def _write(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _read(path: Path) -> dict:

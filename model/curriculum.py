@@ -4,6 +4,7 @@ Mixtures, learning-rate ratios, frozen parts, loss weights, EMA and dropouts are
 and A.1.1); step counts and learning rates of the `tiny` profile are chosen for two CPU cores.
 """
 
+import re
 from collections.abc import Sequence
 from math import cos, inf, pi
 from typing import Literal
@@ -17,7 +18,7 @@ PARTS: tuple[Part, ...] = ("vit", "connector", "understanding", "generation", "e
 EYE = frozenset({"vit", "connector"})
 # More than any machine has cores.
 MOST_THREADS = 4096
-# Starting points that are no stage: the fresh network around tokenizer and VAE, and the served model.
+# Starting points that are no stage: the network that was there first, published or fresh, and the served model.
 BOOTSTRAP, CHAMPION = "bootstrap", "champion"
 
 
@@ -26,13 +27,28 @@ class _Section(BaseModel):
 
 
 class BootstrapParams(_Section):
-    """The stage before the first: a tokenizer and a VAE of our own, where none can be fetched."""
+    """The stage before the first: published weights, or a tokenizer and a VAE of our own where there are none."""
 
+    checkpoint: str | None = Field(None, description="where published weights lie: an absolute path, or s3://bucket/prefix; nothing is trained then")
     vocab_size: int = Field(512, ge=260)
     vae_steps: int = Field(600, ge=1)
     vae_batch: int = Field(4, ge=1)
     vae_learning_rate: float = Field(3e-3, gt=0)
     kl_weight: float = Field(1e-5, ge=0)
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _is_an_address(cls, checkpoint: str | None) -> str | None:
+        if checkpoint is not None and not re.match(r"/|s3://[^/]+/.", checkpoint):
+            raise ValueError("must be an absolute path or s3://bucket/prefix")
+        return checkpoint
+
+    @model_validator(mode="after")
+    def _trains_or_takes(self):
+        idle = [name for name, field in type(self).model_fields.items() if name != "checkpoint" and getattr(self, name) != field.default]
+        if self.checkpoint and idle:
+            raise ValueError(f"checkpoint is given, so nothing is trained: leave out {', '.join(idle)}")
+        return self
 
 
 class Dropout(_Section):
@@ -141,22 +157,26 @@ def _weights(weights: dict[str, float]) -> dict[str, float]:
     return weights
 
 
+def starts(stages: Sequence[StageParams], first: str) -> list[str]:
+    """What each stage begins with: what it names, else the one listed before it, else `first`."""
+    return [stage.start or before for stage, before in zip(stages, [first, *(stage.name for stage in stages)])]
+
+
 def check_graph(stages: Sequence[StageParams], first: str) -> None:
     """Raises ValueError unless names differ, every stage starts from one listed before it, and what replays has the champion to go back to.
 
     Args:
         first: what a stage without a word begins with that has none before it.
     """
-    before, origin = first, {BOOTSTRAP: BOOTSTRAP, CHAMPION: CHAMPION}
-    for stage in stages:
-        start = stage.start or before
+    origin = {BOOTSTRAP: BOOTSTRAP, CHAMPION: CHAMPION}
+    for stage, start in zip(stages, starts(stages, first)):
         if stage.name in origin:
             raise ValueError(f"stage name {stage.name!r} is taken")
         if start not in origin:
             raise ValueError(f"stage {stage.name!r} starts from {start!r}, which is none of {sorted(origin)}")
         if stage.replay is not None and origin[start] != CHAMPION:
             raise ValueError(f"stage {stage.name!r}: replay={stage.replay:g}, but it goes back to {origin[start]!r}, which has learned from no release; leave it out, or start from {CHAMPION!r}")
-        origin[stage.name], before = origin[start], stage.name
+        origin[stage.name] = origin[start]
 
 
 class AnomalyParams(_Section):

@@ -36,7 +36,7 @@ class Weights:
             pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLES)
             hint = f"; {pickles[0]} is a pickle, which is never read: convert it to safetensors where it was made" if pickles else ""
             raise CheckpointError(f"{folder / names[0]} is missing{hint}")
-        return cls(path, prefix, _weight_map(path) if path.suffix == ".json" else None)
+        return cls(path, prefix, _read_index(path) if path.suffix == ".json" else None)
 
     @cached_property
     def _place(self) -> dict[str, tuple[str, str]]:
@@ -72,12 +72,23 @@ class Weights:
         return tensor
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """Key to the name of its file, which lies beside the index."""
+def weight_map(text: bytes, index: str | Path) -> dict[str, str]:
+    """Key to the name of its file, which lies beside the index.
+
+    Raises:
+        CheckpointError: naming the index.
+    """
     try:
-        return {key: Path(name).name for key, name in json.loads(index.read_text())["weight_map"].items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return {key: Path(name).name for key, name in json.loads(text)["weight_map"].items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of safetensors files ({type(error).__name__}: {error})") from error
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        return weight_map(path.read_bytes(), path)
+    except OSError as error:
+        raise CheckpointError(f"{path} is no index of safetensors files ({error.strerror})") from error
 
 
 def _open(path: Path):

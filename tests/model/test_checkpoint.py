@@ -418,3 +418,19 @@ def test_reference_extras_that_lack_a_token_or_a_size_are_refused(tmp_path):
         (tmp_path / "tiny_extra_config.json").write_text(json.dumps(extras | {part: {k: v for k, v in extras[part].items() if k != key}}))
         with pytest.raises(CheckpointError, match=f"lacks '{key}'"):
             UniMedVL.from_pretrained(tmp_path)
+
+
+def test_the_14b_profile_begins_with_the_published_folder_and_no_memory(published, tmp_path, qwen_files):
+    from model.published_start import start_config
+    from ray_jobs.params import find_profile, load_params
+
+    for path in (*published.iterdir(), *qwen_files.iterdir()):
+        (tmp_path / path.name).symlink_to(path)
+    wanted = load_params(find_profile("unimedvl-14b")).model
+    config = start_config(tmp_path, wanted)
+    assert config.image == wanted.image and config.llm.vocab_size == 152064 and config.llm.attention_dropout == 0.0
+    told = tmp_path / "llm_config.json"
+    told.unlink()
+    told.write_text(json.dumps(LLM_14B | {"num_hidden_layers": 27}))
+    with pytest.raises(CheckpointError, match="model.llm.num_hidden_layers is 27 in the folder, 28 in the profile"):
+        start_config(tmp_path, wanted)
