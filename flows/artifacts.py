@@ -31,7 +31,8 @@ def stages(records: list[dict]) -> None:
         last = record["history"][-1] if record["history"] else {}
         shown = [f"{last[key]:.3f}" if key in last else "" for key in ("ce", "mse")]
         scores = ", ".join(f"{name} {score:.0%}" for name, score in record["scores"].items())
-        lines.append(f"| {record['stage']} | {record['how']} | {record['steps']} | {shown[0]} | {shown[1]} | {scores} |")
+        named = record["stage"] + (f" ({record['origin']})" if "origin" in record else "")
+        lines.append(f"| {named} | {record['how']} | {record['steps']} | {shown[0]} | {shown[1]} | {scores} |")
     create_markdown_artifact("\n".join(lines), key="stages", description="curriculum stages")
     curves = loss_curves(records)
     key = f"curves/{digest([r['history'] for r in records])[:12]}.png"

@@ -114,15 +114,17 @@ def plan(
     mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the peak that training reaches.")] = 0.45,
     json: Json = False,
 ) -> None:
-    """What training a profile takes: parameters, memory a GPU, time of a step. Exit 3: it does not fit."""
+    """What training a profile begins with and takes: parameters, memory a GPU, time of a step. Exit 3: it does not fit."""
     from flows.report import plans
+    from model.curriculum import BOOTSTRAP, starts
     from model.plan import Hardware
     from model.plan import plan as plan_stage
     from ray_jobs.params import find_profile, load_params
 
     params, hardware = load_params(find_profile(profile)), Hardware(gpus, memory_gb, peak_tflops, mfu)
     found = [plan_stage(params.model, stage, params.training, hardware) for stage in params.curriculum]
-    console.show([p.to_json() for p in found], json, lambda: plans(found, hardware))
+    begun = [params.begins_with(start) for start in starts(params.curriculum, BOOTSTRAP)]
+    console.show([p.to_json() | {"start": start} for p, start in zip(found, begun)], json, lambda: plans(found, begun, hardware))
     raise typer.Exit(console.DONE if all(p.fits for p in found) else console.REFUSED)
 
 

@@ -27,8 +27,8 @@ def train_list(json: Json = False) -> None:
     from ray_jobs import run_log
 
     found = run_log.runs()
-    rows = [[r["run"], r["started_at"][:19], r["attempts"], f"{r['last'].get('step', 0)}/{r['steps']}", _told("ce", r["last"]), _told("mse", r["last"]), f"DAMAGED: {r['damaged']}" if r["damaged"] else r["release"]] for r in found]
-    console.show(found, json, lambda: console.table(["run", "last start (UTC)", "starts", "step", "ce", "mse", "release"], rows))
+    rows = [[r["run"], r["start"], r["started_at"][:19], r["attempts"], f"{r['last'].get('step', 0)}/{r['steps']}", _told("ce", r["last"]), _told("mse", r["last"]), f"DAMAGED: {r['damaged']}" if r["damaged"] else r["release"]] for r in found]
+    console.show(found, json, lambda: console.table(["run", "began with", "last start (UTC)", "starts", "step", "ce", "mse", "release"], rows))
 
 
 @app.command("show")
@@ -87,9 +87,12 @@ def _as_json(run) -> dict:
 
 def _text(runs: list[dict]) -> str:
     """A column a run, then what happened to each."""
+    from ray_jobs.run_log import began_with
+
     fields = list(dict.fromkeys(field for run in runs for field in run["last"] if field != "at"))
     names = list(dict.fromkeys(name for run in runs for scored in run["scores"][-1:] for name in scored["scores"]))
     rows = [["starts", *(len(run["about"]["attempts"]) for run in runs)], ["release", *(run["about"].get("release", "") for run in runs)]]
+    rows += [["began with", *(began_with(run["about"]) for run in runs)]]
     rows += [[field, *(_told(field, run["last"]) for run in runs)] for field in fields]
     rows += [[name, *(f"{scored[-1]['scores'][name]:.3f}" if (scored := run["scores"]) and name in scored[-1]["scores"] else "" for run in runs)] for name in names]
     parts = [console.table(["", *(run["run"] for run in runs)], rows)]

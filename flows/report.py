@@ -5,7 +5,7 @@ from flows.console import table
 
 def retraining(result: dict) -> str:
     """A retraining's summary."""
-    rows = [[s["stage"], s["how"], s["steps"], *(f"{s['last'][k]:.3f}" if k in s["last"] else "" for k in ("ce", "mse", "vae"))] for s in result["stages"]]
+    rows = [[s["stage"] + (f" ({s['origin']})" if s["origin"] else ""), s["how"], s["steps"], *(f"{s['last'][k]:.3f}" if k in s["last"] else "" for k in ("ce", "mse", "vae"))] for s in result["stages"]]
     baseline, champion = result["baseline"], result["champion"] or {}
     scores = [[name, f"{score:.3f}", *(f"{other[name]:.3f}" if name in other else "" for other in (baseline, champion))] for name, score in result["scores"].items()]
     lines = [f"release {result['release']['tag']} ({result['release']['how']}), {result['release']['samples']} samples", ""]
@@ -26,8 +26,8 @@ def evaluation(report: dict) -> str:
     return head + table(["benchmark", "slice", "score", "95 % interval", "n"], rows) + f"\n\nprobe of drawings: {probe['accuracy']:.1%} on {probe['held_out']} held-out pictures"
 
 
-def plans(found: list, hardware) -> str:
-    """The stages' plans side by side."""
+def plans(found: list, begun: list[str], hardware) -> str:
+    """The stages' plans side by side, and what each begins with."""
     gib = 1024**3
     parts = [[part, f"{count:,}"] for part, count in found[0].parameters.items()]
     lines = [f"{found[0].profile} on {hardware.gpus} GPUs of {hardware.memory_gb:g} GB, {hardware.peak_tflops:g} TFLOP/s at an MFU of {hardware.mfu:.0%}", found[0].how, ""]
@@ -37,6 +37,7 @@ def plans(found: list, hardware) -> str:
     rows += [["all", *(f"{p.total_memory / gib:.1f}" for p in found)], [f"fits {hardware.memory_gb:g} GB", *("yes" if p.fits else "NO" for p in found)]]
     rows += [["trainable parameters", *(f"{p.trainable / 1e9:.2f} B" for p in found)], ["tokens a GPU and step", *(f"{p.tokens_per_gpu:,}" for p in found)]]
     rows += [["seconds a step", *(f"{p.step_seconds:.1f}" for p in found)], ["days of the stage", *(f"{p.stage_days:.1f}" for p in found)]]
+    lines += [table(["stage", "begins with"], [[p.stage, start] for p, start in zip(found, begun)]), ""]
     return "\n".join([*lines, table(["GiB a GPU", *(p.stage for p in found)], rows)])
 
 

@@ -35,11 +35,12 @@ def retrain(reason: str = "schedule", refresh: bool = False, force: bool = False
         share: of the profile's training steps; less than 1 for a quick look.
     """
     params, log = load_params(get_settings().params_file).shortened(share), get_run_logger().info
+    curriculum, first = (params.refresh_curriculum, CHAMPION) if refresh else (params.curriculum, BOOTSTRAP)
+    steps.refuse_early(params, curriculum, first)
     with Lease("training", holder=digest([params.model_dump(mode="json"), refresh]), wait_s=WAIT_S, on_wait=log):
         release = make_release(force=False, on_line=log)
         artifacts.release(release)
 
-        curriculum, first = (params.refresh_curriculum, CHAMPION) if refresh else (params.curriculum, BOOTSTRAP)
         stages = steps.train_curriculum(params, curriculum, release, first, force, log)
         artifacts.stages(stages)
 

@@ -13,7 +13,7 @@ from infra.records import digest, file_sha256, source_fingerprint
 from infra.registry import ModelRegistry
 from infra.settings import get_settings
 from infra.store import log_store
-from model.curriculum import CHAMPION, RUNNING, StageParams
+from model.curriculum import BOOTSTRAP, CHAMPION, RUNNING, StageParams, starts
 from ray_jobs.gate import GateDecision, decide
 from ray_jobs.params import Params
 
@@ -25,9 +25,23 @@ def _code() -> str:
     return source_fingerprint("model", "ray_jobs", "corpus")
 
 
+def refuse_early(params: Params, curriculum: Sequence[StageParams], first: str) -> None:
+    """See before anything starts that what the curriculum begins with is there.
+
+    Raises:
+        CheckpointError: the profile names published weights, a stage begins with them, and they are not there or not the network's.
+    """
+    if params.bootstrap.checkpoint and BOOTSTRAP in starts(curriculum, first):
+        from ray_jobs import checkpoint_source
+
+        checkpoint_source.refuse_early(params.bootstrap.checkpoint, params.model)
+
+
 @task
 def bootstrap(params: Params, release: dict, force: bool, log) -> dict:
-    """Tokenizer, VAE and a fresh network."""
+    """What the first stage begins with: published weights, or tokenizer, VAE and a fresh network."""
+    if params.bootstrap.checkpoint:
+        return _published(params, params.bootstrap.checkpoint, force, log)
     inputs = {
         "release": release["tag"],
         "model": params.model.model_dump(mode="json"),
@@ -37,6 +51,15 @@ def bootstrap(params: Params, release: dict, force: bool, log) -> dict:
     return _job(params, "bootstrap", "ray_jobs.bootstrap", inputs, force, log)
 
 
+def _published(params: Params, address: str, force: bool, log) -> dict:
+    """Published weights as a starting point. Their content is part of the step's name, and where they lie is not."""
+    from ray_jobs.checkpoint_source import identify
+
+    inputs = {"model": params.model.model_dump(mode="json"), "checkpoint": {"files": identify(address, log)}}
+    spec = replace(_spec(params, BOOTSTRAP, "ray_jobs.published", inputs), running={"checkpoint": {"address": address, "again": force}})
+    return _run(spec, force, log) | {"origin": address}
+
+
 def train_curriculum(params: Params, curriculum: Sequence[StageParams], release: dict, first: str, force: bool, log) -> list[dict]:
     """The stages' records in order, each from where it says it starts; `first` is where one without a word begins that has none before it.
 
@@ -44,13 +67,10 @@ def train_curriculum(params: Params, curriculum: Sequence[StageParams], release:
         LookupError: a stage starts from the champion, and there is none.
     """
     made: dict[str, dict] = {}
-    before = first
-    for stage in curriculum:
-        start = stage.start or before
+    for stage, start in zip(curriculum, starts(curriculum, first)):
         if start not in made:
             made[start] = _starting_point(params, start, release, force, log)
         made[stage.name] = train_stage(params, stage, release, made[start], made.get(CHAMPION, {}).get("release"), force, log)
-        before = stage.name
     return list(made.values())
 
 
@@ -70,7 +90,9 @@ def train_stage(params: Params, stage: StageParams, release: dict, start: dict, 
         "training": training,
         "known_release": known_release if stage.replay is not None else None,
     }
-    spec = replace(_spec(params, stage.name, "ray_jobs.train", inputs), running={"training": running})
+    # Where a start came from is told of the run and no part of its name: its content is.
+    told = {"origin": start["origin"]} if "origin" in start else {}
+    spec = replace(_spec(params, stage.name, "ray_jobs.train", inputs), running={"training": running, "start": told})
     with StageWatch(spec.submission_id, stage, log) as watch:
         return _run(spec, force, watch.line) | {"run": spec.submission_id}
 
@@ -105,7 +127,7 @@ def register(params: Params, release: dict, stages: list[dict], reason: str) -> 
         "params": digest(params.model_dump(mode="json")),
         "profile": params.profile,
         "environment": file_sha256(settings.repo_dir / "requirements.lock"),
-        "stages": [{key: stage.get(key) for key in ("stage", "prefix", "content_hash", "version")} for stage in stages],
+        "stages": [{key: stage.get(key) for key in ("stage", "prefix", "content_hash", "version", "origin")} for stage in stages],
         "flow_run": str(flow_run.id or ""),
         "reason": reason,
         "parent": champion.version if champion else None,
@@ -177,7 +199,7 @@ def summary(release, stages, candidate, report, champion, decision, promoted, en
     scores = {b["name"]: b["score"] for b in report["benchmarks"]}
     return {
         "release": {"tag": release["tag"], "how": release["how"], "samples": release["card"]["samples"]},
-        "stages": [{"stage": s["stage"], "how": s["how"], "steps": s["steps"], "last": s["history"][-1] if s["history"] else {}, "scores": s["scores"]} for s in stages],
+        "stages": [{"stage": s["stage"], "origin": s.get("origin"), "how": s["how"], "steps": s["steps"], "last": s["history"][-1] if s["history"] else {}, "scores": s["scores"]} for s in stages],
         "candidate": candidate,
         "content_hash": ModelRegistry().get(candidate).content_hash,
         "scores": scores,

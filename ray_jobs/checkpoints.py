@@ -2,19 +2,35 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from infra.registry import ModelRegistry, content_hash
+from infra.progress import ByteProgress
+from infra.records import digest
+from infra.registry import ModelRegistry, content_hash, describe_files
 from infra.settings import get_settings
 from infra.store import model_store
 
 
 def publish_folder(folder: Path, step: str) -> dict:
     """Upload a checkpoint folder; returns its record {prefix, content_hash}."""
-    digest = content_hash(folder)
-    prefix = f"stages/{step}-{digest[:12]}"
-    model_store().upload_dir(folder, prefix)
-    return {"prefix": prefix, "content_hash": digest}
+    described = describe_files(folder)
+    return publish_files({name: folder / name for name in described}, {name: entry["sha256"] for name, entry in described.items()}, step)
+
+
+def publish_files(files: Mapping[str, Path], sha256: Mapping[str, str], step: str, again: bool = True, on_line: Callable[[str], None] = print) -> dict:
+    """Upload files, of these hashes, as one checkpoint folder; returns its record {prefix, content_hash}.
+
+    The folder is named by its content, so what an earlier attempt has sent need not be sent `again`.
+    """
+    whole, store = digest(dict(sha256)), model_store()
+    prefix = f"stages/{step}-{whole[:12]}"
+    sent = {} if again else {entry.key: entry.size for entry in store.list(f"{prefix}/")}
+    for name, path in sorted(files.items()):
+        key, size = f"{prefix}/{name}", path.stat().st_size
+        if sent.get(key) != size:
+            store.upload_file(path, key, ByteProgress(f"sending {name}", size, on_line))
+    return {"prefix": prefix, "content_hash": whole}
 
 
 def fetch_folder(record: dict) -> Path:

@@ -88,6 +88,12 @@ class Params(BaseModel):
         """What a drift-started retraining runs from the champion: `refresh`, or the last stage where a profile names none."""
         return self.refresh or (self.curriculum[-1].model_copy(update={"start": None}),)
 
+    def begins_with(self, start: str) -> str:
+        """What a stage's starting point is, in words."""
+        if start != BOOTSTRAP:
+            return start
+        return self.bootstrap.checkpoint or "a tokenizer and a VAE trained first, and a fresh network"
+
     def shortened(self, share: float) -> "Params":
         """The same with a share of every stage's steps, for a quick look. The bootstrap stays: nothing can be drawn without a VAE.
 

@@ -248,7 +248,7 @@ def samples_of(run: str, step: int, store: ObjectStore | None = None) -> list[di
 
 
 def runs(store: ObjectStore | None = None) -> list[dict]:
-    """Every run, the one started last at the end: {run, stage, steps, begun_at, started_at, attempts, release, last, damaged}.
+    """Every run, the one started last at the end: {run, stage, start, steps, begun_at, started_at, attempts, release, last, damaged}.
 
     `last` is its last log line; of a run that cannot be read `damaged` tells why, and little else is known.
     """
@@ -261,13 +261,13 @@ def runs(store: ObjectStore | None = None) -> list[dict]:
 
 
 def _summary(run: str, store: ObjectStore) -> dict:
-    unknown = {"run": run, "stage": "", "steps": 0, "release": None, "begun_at": "", "started_at": "", "attempts": 0, "last": {}}
+    unknown = {"run": run, "stage": "", "start": "", "steps": 0, "release": None, "begun_at": "", "started_at": "", "attempts": 0, "last": {}}
     try:
         about, last = _about(run, store), _last(run, store)
     except ValueError as error:
         return unknown | {"damaged": str(error)}
     started = [attempt["begun_at"] for attempt in about["attempts"]]
-    known = {"stage": about["stage"]["name"], "steps": _steps(about), "release": about.get("release"), "begun_at": about["begun_at"]}
+    known = {"stage": about["stage"]["name"], "start": began_with(about), "steps": _steps(about), "release": about.get("release"), "begun_at": about["begun_at"]}
     return unknown | known | {"started_at": started[-1], "attempts": len(started), "last": last, "damaged": None}
 
 
@@ -287,6 +287,12 @@ def find(name: str, store: ObjectStore | None = None) -> str:
     if not chosen:
         raise LookupError(f"no training run {name!r}; `unimed train list` shows what there is")
     raise LookupError(f"{name!r} may be any of {', '.join(matching)}")
+
+
+def began_with(about: dict) -> str:
+    """What a run's weights were before it: a model version, where published ones lay, or another stage's checkpoint."""
+    start = about.get("start") or {}
+    return start.get("origin") or start.get("version") or start.get("prefix", "").removeprefix("stages/")
 
 
 def _steps(about: dict) -> int:

@@ -68,7 +68,8 @@ def take_up(run: str, inputs: dict) -> None:
     """
     key = f"runs/{run}/inputs.json"
     training = {name: value for name, value in inputs["training"].items() if name not in RUNNING}
-    known = {"sha256": digest(inputs | {"training": training})}
+    start = {name: value for name, value in inputs["start"].items() if name != "origin"}
+    known = {"sha256": digest(inputs | {"training": training, "start": start})}
     try:
         found = model_store().get_json(key)
     except MissingObject:

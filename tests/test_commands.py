@@ -25,6 +25,12 @@ def test_plan_says_whether_the_14b_fits(gpus, code):
     assert [stage["fits"] for stage in json.loads(done.stdout)] == [code == 0] * 3
 
 
+def test_plan_says_what_stages_begin_with():
+    begun = [stage["start"] for stage in json.loads(run("flows.cli", "plan", "--json").stdout)]
+    assert begun == ["s3://unimed-models/published/BAGEL-7B-MoT", "foundation", "instruction"]
+    assert "VAE trained first" in run("flows.cli", "plan", "--profile", "tiny").stdout
+
+
 def test_plan_names_the_profiles_there_are():
     done = run("flows.cli", "plan", "--profile", "absent")
     assert done.returncode == 1 and "unimedvl-14b" in done.stderr
@@ -69,6 +75,8 @@ STAGE = {"name": "one", "steps": 10, "learning_rate": 0.001, "mixture": {"text":
     ({"min_learning_rate": 0.1}, "min_learning_rate=0.1 exceeds"),
     ({"warmup_steps": 11}, "warmup_steps=11 exceeds"),
     ({"tokens_per_pack": 512, "tokens_per_sample": 513}, "tokens_per_sample=513 exceeds"),
+    ({"bootstrap": {"checkpoint": "BAGEL-7B-MoT"}}, "bootstrap.checkpoint: .*absolute path or s3://bucket/prefix"),
+    ({"bootstrap": {"checkpoint": "/weights", "vae_steps": 9}}, "nothing is trained: leave out vae_steps"),
     ({"replay": 0.5}, "replay=0.5, but it goes back to 'bootstrap'"),
     ({"refresh": [STAGE | {"name": "a", "start": "bootstrap"}, STAGE | {"name": "b", "replay": 0.5}]}, "'b': replay=0.5, but"),
     ({"trainable": ["vit", "connector"], "mixture": {"text": 1, "understanding": 0}}, "looked at alone"),

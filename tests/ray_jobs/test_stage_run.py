@@ -145,10 +145,12 @@ def test_what_is_wrong_with_the_machine_or_the_store_is_no_damaged_checkpoint(s3
 
 def test_a_stage_run_alone_does_not_go_on_from_what_others_left(s3):
     """With another learning rate or on another release the same name is another run; with fewer workers it is not."""
-    inputs = {"release": "corpus/2000-01-01.1", "stage": STAGE.model_dump(mode="json"), "training": TRAINING.model_dump(mode="json"), "seed": 5}
+    start = {"prefix": "stages/bootstrap-0123456789ab", "content_hash": "0123456789ab"}
+    inputs = {"release": "corpus/2000-01-01.1", "start": start, "stage": STAGE.model_dump(mode="json"), "training": TRAINING.model_dump(mode="json"), "seed": 5}
     take_up("short-alone", inputs)
     take_up("short-alone", inputs | {"training": inputs["training"] | {"workers": 2, "log_every": 1}})
-    for other in ({"release": "corpus/2000-01-02.1"}, {"stage": inputs["stage"] | {"learning_rate": 0.5}}, {"training": inputs["training"] | {"streams": 4}}):
+    take_up("short-alone", inputs | {"start": start | {"origin": "/elsewhere/weights"}})
+    for other in ({"release": "corpus/2000-01-02.1"}, {"start": start | {"content_hash": "ba9876543210"}}, {"stage": inputs["stage"] | {"learning_rate": 0.5}}, {"training": inputs["training"] | {"streams": 4}}):
         with pytest.raises(ValueError, match="other inputs.*another name, or delete runs/short-alone/"):
             take_up("short-alone", inputs | other)
     forget_run({"run": "short-alone"})
