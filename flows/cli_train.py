@@ -50,7 +50,7 @@ def train_show(
 
 
 @app.command("which")
-def train_which(name: Annotated[str, typer.Argument(metavar="RUN", callback=_given, help=RUN)], step: Annotated[int, typer.Option(min=0)], json: Json = False) -> None:
+def train_which(name: Annotated[str, typer.Argument(metavar="RUN", callback=_given, help=RUN)], step: Annotated[int, typer.Option(min=1, help="Steps count from 1.")], json: Json = False) -> None:
     """The samples that a step was made of. `unimed data trace SAMPLE` tells more of one."""
     console.needs_stack()
     from ray_jobs import run_log

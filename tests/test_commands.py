@@ -142,6 +142,11 @@ def test_a_run_has_a_name(monkeypatch, capsys, verb):
     assert "not empty" in capsys.readouterr().err
 
 
+def test_steps_count_from_1(monkeypatch, capsys):
+    assert unimed(monkeypatch, "train", "which", "unified", "--step", "0") == 2
+    assert "greater than or equal to 1" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
 @pytest.mark.parametrize("command", [["draw", "CT"], ["train", "show", "unified"]])
 @pytest.mark.parametrize("place, told", [(".", "is a folder"), ("absent/x.png", "no folder")])
 def test_nothing_is_made_for_a_file_that_cannot_be_written(monkeypatch, capsys, tmp_path, command, place, told):
