@@ -41,14 +41,15 @@ class Meter:
 
     def stepped(self, outcome: Outcome) -> None:
         if outcome.good:
-            self.sums = [a + b for a, b in zip(self.sums, (outcome.ce, outcome.mse, outcome.norm))]
-            self.good += 1
+            values = (outcome.ce, outcome.mse, outcome.norm)
+            self.sums = [total + (value or 0.0) for total, value in zip(self.sums, values)]
+            self.counts = [count + (value is not None) for count, value in zip(self.counts, values)]
         self.steps, self.tokens, self.skipped = self.steps + 1, self.tokens + outcome.tokens, self.skipped + outcome.skipped
         self.mark = time.perf_counter()
 
-    def go_on_from(self, sums: list[float], good: int) -> None:
-        """Take up the sums that a checkpoint holds."""
-        self.sums, self.good = list(sums), good
+    def go_on_from(self, sums: list[float], counts: list[int]) -> None:
+        """Take up the sums that a checkpoint holds, and how many steps each is of."""
+        self.sums, self.counts = list(sums), list(counts)
 
     def paused(self, seconds: float) -> None:
         """Time that was neither work nor waiting for data: a save, a validation."""
@@ -56,13 +57,13 @@ class Meter:
         self.mark = time.perf_counter()
 
     def row(self, step: int) -> dict:
-        """The numbers since the last row."""
+        """The numbers since the last row; None where there is no mean."""
         elapsed = time.perf_counter() - self.since
         working = max(elapsed - self.stalled, 1e-9)
         # Workers may have unequal numbers of streams.
         flops = self.flops * self.tokens / max(self.own_tokens, 1)
-        # Nothing but bad steps: no mean.
-        ce, mse, norm = (total / self.good if self.good else float("nan") for total in self.sums)
+        # Nothing but bad steps, or none with a target of that kind: no mean.
+        ce, mse, norm = (total / count if count else None for total, count in zip(self.sums, self.counts))
         row = {
             "step": step,
             "ce": ce,
@@ -74,7 +75,7 @@ class Meter:
             "mfu": flops / working / self.peak,
             "wait": self.waited / working,
             "stall": self.stalled / elapsed,
-            "good": self.good,
+            "good": self.counts[-1],
             "skipped": self.skipped,
             "seconds": self.seconds,
             "eta": (self.stage.steps - step) * elapsed / max(self.steps, 1),
@@ -85,14 +86,20 @@ class Meter:
 
     def line(self, row: dict) -> str:
         return (
-            f"{self.stage.name} step {row['step']}/{self.stage.steps} ce {row['ce']:.3f} mse {row['mse']:.3f} lr {row['lr']:.2e} norm {row['grad_norm']:.2f} "
+            f"{self.stage.name} step {row['step']}/{self.stage.steps} ce {told(row['ce'], '.3f')} mse {told(row['mse'], '.3f')} lr {row['lr']:.2e} norm {told(row['grad_norm'], '.2f')} "
             f"{row['tokens_per_s']:,.0f} tokens/s real {row['real_share']:.1%} mfu {row['mfu']:.1%} wait {row['wait']:.1%} eta {row['eta']:.0f} s"
         )
 
     def _restart(self) -> None:
-        self.sums, self.steps, self.good, self.tokens, self.own_tokens, self.capacity, self.skipped = [0.0, 0.0, 0.0], 0, 0, 0, 0, 0, 0
+        self.sums, self.counts = [0.0, 0.0, 0.0], [0, 0, 0]
+        self.steps, self.tokens, self.own_tokens, self.capacity, self.skipped = 0, 0, 0, 0, 0
         self.flops = self.waited = self.stalled = 0.0
         self.since = self.mark = time.perf_counter()
+
+
+def told(value: float | None, form: str) -> str:
+    """A number as it is told; a stroke where there is none."""
+    return "-" if value is None else format(value, form)
 
 
 def gpu_peak(name: str) -> float:

@@ -10,7 +10,7 @@ from model.curriculum import StageParams, TrainingParams
 from model.unimedvl import UniMedVL
 from ray_jobs import notice as notices
 from ray_jobs.loader import Batch, Loader
-from ray_jobs.meter import TOLD, Meter
+from ray_jobs.meter import TOLD, Meter, told
 from ray_jobs.place import Place
 from ray_jobs.run_log import RunLog
 from ray_jobs.stage_checkpoints import StageCheckpoints
@@ -67,7 +67,7 @@ class StageRun:
         if self.loader.absent:
             self._tell("absent-task", self.loader.absent)
         self.meter = Meter(self.stepper.model.config, self.stage, self.place, self.progress.seconds)
-        self.meter.go_on_from(self.progress.sums, self.progress.good)
+        self.meter.go_on_from(self.progress.sums, self.progress.counts)
         try:
             return self._steps()
         finally:
@@ -121,7 +121,7 @@ class StageRun:
     def _log(self, step: int) -> None:
         row = self.meter.row(step)
         if row["good"]:
-            self.progress.history.append({key: row[key] for key in TOLD})
+            self.progress.history.append({key: row[key] for key in TOLD if row[key] is not None})
         self._tell_seen()
         if self.place.first:
             print(self.meter.line(row), flush=True)
@@ -136,7 +136,7 @@ class StageRun:
         for skipped in batch.skipped:
             self.event(step, "skipped-sample", f"{skipped['sample']} (stream {skipped['stream']}, position {skipped['position']}): {skipped['reason']}")
         if not outcome.good:
-            self._tell("skipped-step", f"cross-entropy {outcome.ce:.4g}, velocity loss {outcome.mse:.4g}, gradient norm {outcome.norm:.4g}: the weights are left as they were")
+            self._tell("skipped-step", f"cross-entropy {told(outcome.ce, '.4g')}, velocity loss {told(outcome.mse, '.4g')}, gradient norm {outcome.norm:.4g}: the weights are left as they were")
 
     def _tell_seen(self) -> None:
         self.log.samples(self.place.rank, self.seen)
@@ -146,7 +146,7 @@ class StageRun:
         begun = time.perf_counter()
         self._tell_seen()
         self.progress.seconds, self.progress.rolled_back_to = self.meter.seconds, None
-        self.progress.sums, self.progress.good = list(self.meter.sums), self.meter.good
+        self.progress.sums, self.progress.counts = list(self.meter.sums), list(self.meter.counts)
         self.checkpoints.save(self.progress.step, self.state.tensors(), self.progress.to_json(), self.loader.state_dict())
         self.meter.paused(time.perf_counter() - begun)
 
@@ -180,7 +180,7 @@ class StageRun:
         then.rollbacks, then.rolled_back_to, then.seconds = now.rollbacks + 1, then.step, self.meter.seconds
         then.watchdog.skipped = now.watchdog.skipped
         self.state.progress = then
-        self.meter.go_on_from(then.sums, then.good)
+        self.meter.go_on_from(then.sums, then.counts)
         self._tell("rolled-back", f"from step {now.step} to {then.step}, with new data: {why}")
         return True
 

@@ -22,13 +22,13 @@ from ray_jobs.training_state import TrainingState
 
 @dataclass(frozen=True)
 class Outcome:
-    """Means over all workers' tokens, the gradient's norm, whether the weights changed, and whether somebody was told to stop.
+    """Means over all workers' tokens (None where no token was a target of that kind), the gradient's norm, whether the weights changed, and whether somebody was told to stop.
 
     `tokens` and `skipped` samples are those of all workers.
     """
 
-    ce: float
-    mse: float
+    ce: float | None
+    mse: float | None
     norm: float
     good: bool
     stop: bool
@@ -72,8 +72,8 @@ class Stepper:
             optimiser.step()
             self.state.ema.update(progress.step)
         progress.step += 1
-        stops, tokens, skipped = totals()[2:].tolist()
-        return Outcome(ce, mse, norm, good, stops > 0, tokens, skipped)
+        ces, mses, stops, tokens, skipped = totals().tolist()
+        return Outcome(ce if ces else None, mse if mses else None, norm, good, stops > 0, tokens, skipped)
 
     def _backward(self, name: str, pack: PackedSequence, totals: Callable[[], Tensor]) -> Tensor:
         noise = self.noise(pack, name).to(self.place.device, non_blocking=True)

@@ -22,9 +22,9 @@ class Progress:
     done: bool = False
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
-    # Sums since the last line of the history, and how many steps they are of.
+    # Sums since the last line of the history, and how many steps each is of.
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
-    good: int = 0
+    counts: list[int] = field(default_factory=lambda: [0, 0, 0])
     watchdog: Watchdog = field(default_factory=Watchdog)
     rollbacks: int = 0
     rolled_back_to: int | None = None

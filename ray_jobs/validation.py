@@ -35,15 +35,16 @@ class Validation:
             loader.close()
 
     def loss(self, stepper: Stepper) -> dict[str, float]:
-        """{"loss", "ce", "mse"} over the tokens of all workers' packs."""
+        """{"loss", "ce", "mse"} over the tokens of all workers' packs, without what none of these is a target of."""
         sums, counts = torch.zeros(2), TokenCounts()
         with averaged(stepper), torch.no_grad():
             for name, pack in self.packs:
                 sums += self._sums(stepper, pack, name)
                 counts += count(pack)
         ce, mse, ces, mses = stepper.sum(torch.cat([sums.double(), torch.tensor([counts.ce, counts.mse], dtype=torch.float64)])).tolist()
-        ce, mse = ce / max(ces, 1), mse / max(mses, 1)
-        return {"loss": self.stage.ce_weight * ce + self.stage.mse_weight * mse, "ce": ce, "mse": mse}
+        means = {name: total / count for name, total, count in (("ce", ce, ces), ("mse", mse, mses)) if count}
+        weights = {"ce": self.stage.ce_weight, "mse": self.stage.mse_weight}
+        return {"loss": sum(weights[name] * mean for name, mean in means.items())} | means
 
     def look(self, stepper: Stepper) -> tuple[dict[str, float], bytes | None]:
         """Accuracy by source on a few validation questions, and a sheet of drawings beside the real pictures.

@@ -199,6 +199,21 @@ def test_packs_without_a_part_that_learns_teach_it_nothing(tiny, tmp_path):
     assert run.run() == "finished" and run.progress.watchdog.skipped == 0 and not same(learned(run), before)
 
 
+def test_a_loss_is_told_of_steps_that_had_a_target_of_its_kind(tiny, tmp_path, capsys):
+    """Packs of words alone, then one line with a drawing in its second step: no mean where there is nothing, and none watered down."""
+    run, told = start(tiny, "words", tmp_path, stage=STAGE.model_copy(update={"steps": 4}))
+    pictures = run.loader._pack
+    words = pack([[TextItem([5, 6]), TextItem([7, 8], loss=True)]], run.loader.config)
+    run.loader._pack = lambda name, position: pictures(name, position) if position == 3 else words
+    assert run.run() == "finished"
+    assert told.rows[0]["mse"] is None and told.rows[0]["ce"] > 0 and " mse - " in capsys.readouterr().out
+    assert "mse" not in run.progress.history[0]
+    alone, _ = start(tiny, "drawn", tmp_path, stage=STAGE.model_copy(update={"steps": 4}), training=TRAINING.model_copy(update={"log_every": 1}))
+    alone.loader._pack = run.loader._pack
+    alone.run()
+    assert run.progress.history[1]["mse"] == alone.progress.history[3]["mse"]
+
+
 def test_a_stop_at_a_checkpoint_writes_it_once(tiny, tmp_path):
     run, _ = start(tiny, "once", tmp_path, notice=NoticeAt(4))
     saved = []
