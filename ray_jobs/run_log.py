@@ -36,6 +36,8 @@ SAMPLES_EVERY_S, OTHERS_EVERY_S = 60.0, 3.0
 RETRY_S, TICK_S = 1.0, 0.1
 ABOUT = ("stage", "begun_at", "attempts")
 RESERVED = ("step", "at", "recorded")
+# Events of going on from the step that they name.
+WENT_BACK = ("resumed", "rolled-back", "no-checkpoint-left")
 
 
 class RunLog:
@@ -232,10 +234,10 @@ def read(run: str, store: ObjectStore | None = None) -> Run:
 
 
 def samples_of(run: str, step: int, store: ObjectStore | None = None) -> list[dict]:
-    """What step `step` was made of, by stream and position: {step, stream, position, sample, rank}.
+    """What step `step` was made of, by stream and position: {step, stream, position, sample, rank}. What was undone does not count.
 
     Raises:
-        LookupError: there is no such run, or the step never ran.
+        LookupError: there is no such run, or the step never ran, or it was undone and has not been done again.
         CorruptObject: what it told is damaged.
     """
     store = store or log_store()
@@ -243,8 +245,22 @@ def samples_of(run: str, step: int, store: ObjectStore | None = None) -> list[di
     if rows.empty:
         last = _last(run, store)
         raise LookupError(f"{run} knows no sample of step {step}: it has reached step {last.get('step', 0)} of {_steps(about)}")
+    rows = rows[rows["recorded"] > _undone_until(run, step, store)]
+    if rows.empty:
+        raise LookupError(f"{run} has undone step {step}, as it went back to an earlier one, and has not done it again: it has reached step {_last(run, store).get('step', 0)} of {_steps(about)}")
     latest = rows[rows["recorded"] == rows.groupby("stream")["recorded"].transform("max")]
     return latest.drop(columns="recorded").drop_duplicates(["stream", "position"]).sort_values(["stream", "position"]).to_dict("records")
+
+
+def _undone_until(run: str, step: int, store: ObjectStore) -> int:
+    """When the run last went back to before a step: told by events, or by a log line of a step that had one already."""
+    events = run_parts.read_table(store, run, "events").to_dict("records")
+    times, furthest = [event["recorded"] for event in events if event["kind"] in WENT_BACK and event["step"] < step], 0
+    for line in run_parts.read_table(store, run, "metrics").to_dict("records"):
+        if line["step"] <= furthest and line["step"] < step:
+            times.append(line["recorded"])
+        furthest = max(furthest, line["step"])
+    return max(times, default=0)
 
 
 def runs(store: ObjectStore | None = None) -> list[dict]:

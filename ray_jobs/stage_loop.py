@@ -176,6 +176,8 @@ class StageRun:
         found = self.checkpoints.load(self.state.tensors(), before=now.rolled_back_to) or self.checkpoints.load(self.state.tensors())
         if not found:
             return self._diverged(f"{why}, and no checkpoint to go back to")
+        # Before the word of it: what is told later counts.
+        self._tell_seen()
         then = Progress.from_json(found[0])
         then.rollbacks, then.rolled_back_to, then.seconds = now.rollbacks + 1, then.step, self.meter.seconds
         then.watchdog.skipped = now.watchdog.skipped

@@ -98,6 +98,20 @@ def test_samples_of_a_step_come_from_all_ranks_and_the_latest_attempt(s3):
         run_log.samples_of("foundation-which", 502)
 
 
+def test_a_run_that_began_anew_has_undone_all_it_did(s3):
+    """There was no checkpoint yet, so no event tells it: its log lines do."""
+    for prefix, steps in (("old/", (20, 40)), ("new/", (20,))):
+        log = RunLog("foundation-anew")
+        log.begin(ABOUT)
+        for step in steps:
+            log.samples(0, keys(step - 10, prefix=prefix) + keys(step, prefix=prefix))
+            log.metrics(row(step))
+        log.close()
+    assert {s["sample"].split("/")[0] for step in (10, 20) for s in run_log.samples_of("foundation-anew", step)} == {"new"}
+    with pytest.raises(LookupError, match="has undone step 30, .*it has reached step 20 of 60"):
+        run_log.samples_of("foundation-anew", 30)
+
+
 def test_parts_stay_few_however_long_it_takes(s3, monkeypatch):
     monkeypatch.setattr(run_log, "OTHERS_EVERY_S", 0.0)
     monkeypatch.setattr(run_log, "SAMPLES_EVERY_S", 0.0)

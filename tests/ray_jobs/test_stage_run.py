@@ -19,6 +19,7 @@ from model.packing import TextItem, pack
 from model.testing import make_tiny
 from ray_jobs.meter import Meter
 from ray_jobs.place import alone
+from ray_jobs.run_log import RunLog, samples_of
 from ray_jobs.stage_checkpoints import StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
 from ray_jobs.train import forget_run, take_up
@@ -181,6 +182,21 @@ def test_bad_steps_in_a_row_take_the_run_back_and_the_data_goes_on(tiny, tmp_pat
     assert run.run() == "finished"
     assert told.kinds() == ["skipped-step"] * 4 + ["rolled-back"] and "to 4" in told.events[-1][2]
     assert run.loader.positions["0"] == 9 + 8, "nine batches until it went back, and eight more from step 4 to 12"
+
+
+def test_the_samples_of_a_step_are_those_that_counted(tiny, tmp_path):
+    """Steps 6 to 9 are bad, so the run goes back to 4 with new data, and is stopped after the new step 5."""
+    run, _ = start(tiny, "undone", tmp_path, spoilt=frozenset(range(5, 9)), notice=NoticeAt(10))
+    run.log = RunLog("undone")
+    run.log.begin({"stage": STAGE.model_dump(mode="json")})
+    assert run.run() == "stopped" and run.progress.step == 5
+    run.log.close()
+    assert [{s["position"] for s in samples_of("undone", step)} for step in (4, 5)] == [{3}, {9}]
+    for undone in (6, 9):
+        with pytest.raises(LookupError, match=f"has undone step {undone}, as it went back .*reached step"):
+            samples_of("undone", undone)
+    with pytest.raises(LookupError, match="knows no sample of step 10"):
+        samples_of("undone", 10)
 
 
 def test_a_run_that_cannot_be_helped_ends_with_a_report(tiny, tmp_path):
