@@ -54,11 +54,14 @@ def frechet_distance(features: np.ndarray, others: np.ndarray) -> float:
     """Distance of the Gaussians of two feature sets [n, d] and [m, d] (Heusel et al. 2017); FID with Inception's features.
 
     Raises:
-        ValueError: a set is no table, or has fewer than two members, or the widths differ.
+        ValueError: a set is no table, or has fewer than two members or one that is not finite, or the widths differ.
     """
     a, b = (np.asarray(x, dtype=np.float64) for x in (features, others))
     if a.ndim != 2 or b.ndim != 2 or min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"needs two or more vectors of one width in both sets, got {a.shape} and {b.shape}")
+    for place, vectors in (("first", a), ("second", b)):
+        if bad := int((~np.isfinite(vectors)).any(axis=1).sum()):
+            raise ValueError(f"{bad} of the {len(vectors)} vectors of the {place} set hold NaN or infinity")
     covariance, other_covariance = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
     # Trace of the root of a product of two covariances: its eigenvalues are real and not negative.
     roots = np.sqrt(np.linalg.eigvals(covariance @ other_covariance).real.clip(min=0))

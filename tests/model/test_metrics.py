@@ -154,6 +154,11 @@ def test_frechet_distance_of_known_gaussians():
         with pytest.raises(ValueError, match="two or more"):
             frechet_distance(features, draws)
     assert frechet_distance([[0], [1]], [[2], [3]]) == pytest.approx(4)
+    holed = draws.copy()
+    holed[[3, 7], 1] = np.nan, np.inf
+    for sets, which in (((holed, draws), "first"), ((draws, holed), "second")):
+        with pytest.raises(ValueError, match=f"^2 of the {len(draws)} vectors of the {which} set hold NaN or infinity"):
+            frechet_distance(*sets)
 
 
 def test_scores_are_those_of_other_packages():
@@ -216,8 +221,9 @@ def test_reports_against_values_worked_out_by_hand():
     # Three matches in one chunk: F = 0.75, penalty 0.5 * (1 / 3) ** 3.
     assert meteor(report, truth) == pytest.approx(0.75 * (1 - 0.5 / 27))
     assert bleu(truth, truth) == pytest.approx(1) and rouge(truth, truth)["rougeL"] == 1
-    with pytest.raises(ValueError, match="no reports"):
-        bleu([], [])
+    for score in (bleu, rouge, meteor):
+        with pytest.raises(ValueError, match="of no reports is not defined"):
+            score([], [])
 
 
 def test_reports_in_any_script():
