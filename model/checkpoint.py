@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.tokenizer import TextTokenizer
+from model.tokenizer import COMPANIONS, TextTokenizer
+from model.tokenizer import FILE as TOKENIZER
 from model.weights import CheckpointError, Weights, weight_map
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ def network_state(model: "UniMedVL") -> dict[str, Tensor]:
 
 
 def save_checkpoint(model: "UniMedVL", folder: Path) -> None:
-    """Write the folder; equal weights give equal bytes."""
+    """Write the folder; equal weights give equal bytes. A tokenizer that lay there before is gone afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.save(folder)
     save_file({k: v.contiguous() for k, v in network_state(model).items()}, folder / WEIGHTS)
     save_file({k: v.contiguous() for k, v in model.vae.state_dict().items()}, folder / VAE_WEIGHTS)
+    for name in (TOKENIZER, *COMPANIONS):
+        (folder / name).unlink(missing_ok=True)
     if model.tokenizer is not None:
         model.tokenizer.save(folder)
 

@@ -96,6 +96,20 @@ def test_saving_gives_the_same_bytes(tiny, tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+def test_saving_leaves_no_other_networks_tokenizer(folder, qwen_files):
+    """One that comes in other files, or is not there at all."""
+    for path in qwen_files.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "tokenizer.json").unlink()
+    model = make_tiny(folder.parent / "other")
+    UniMedVL.from_pretrained(model).save_pretrained(folder)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in model.iterdir()}
+    alone = UniMedVL.from_pretrained(model)
+    alone.tokenizer = None
+    alone.save_pretrained(folder)
+    assert UniMedVL.from_pretrained(folder).tokenizer is None
+
+
 def change(path: Path, edit) -> None:
     tensors = load_file(path)
     edit(tensors)
