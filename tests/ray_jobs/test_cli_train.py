@@ -21,12 +21,12 @@ def told(stack):
     for run, ce in (("seen-aaa1", 2.0), ("seen-bbb2", 1.0)):
         log = RunLog(run)
         log.begin(ABOUT | {"stage": {"name": "seen", "steps": 40}})
+        log.event(20, "rolled-back", "three bad steps in a row")
         for step in (20, 40):
             log.metrics(row(step, ce=ce, real_share=0.975))
             log.samples(0, keys(step))
         log.scores(40, {"vqa/mini": 0.25})
         log.picture(40, "drawings", b"png")
-        log.event(20, "rolled-back", "three bad steps in a row")
         log.close()
 
 
@@ -45,7 +45,7 @@ def test_a_run_that_does_not_run_needs_no_stop(told):
 
 
 def test_a_run_that_waits_for_workers_says_so_and_is_stopped_at_once(stack):
-    inputs = {"stage": {**STAGE.model_dump(mode="json"), "name": "waits"}, "training": {"workers": 99, "streams": 99}}
+    inputs = {"stage": {**STAGE.model_dump(mode="json"), "name": "waits"}, "start": {}, "training": {"workers": 99, "streams": 99}}
     lines, ended = [], []
 
     def run():
