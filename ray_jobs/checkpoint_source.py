@@ -8,6 +8,7 @@ from pathlib import Path
 
 from infra.checksums import kept_sha256
 from infra.progress import ByteProgress
+from infra.registry import MANIFEST
 from infra.settings import get_settings
 from infra.store import ObjectInfo, ObjectStore
 from model.checkpoint import files_of
@@ -69,7 +70,7 @@ def _folder_files(address: str) -> list[str]:
     folder = Path(address)
     if not folder.is_dir():
         raise CheckpointError(f"{address} is no folder on {socket.gethostname()}: {MEND}")
-    return files_of([path.name for path in folder.iterdir() if path.is_file()], lambda name: (folder / name).read_bytes())
+    return files_of({path.name for path in folder.iterdir() if path.is_file()} - {MANIFEST}, lambda name: (folder / name).read_bytes())
 
 
 def _prefix_files(address: str) -> dict[str, ObjectInfo]:
@@ -78,10 +79,10 @@ def _prefix_files(address: str) -> dict[str, ObjectInfo]:
 
 
 def _objects(address: str) -> dict[str, ObjectInfo]:
-    """What lies directly under the prefix, by name."""
+    """What lies directly under the prefix, by name, but for the manifest of a model version: it is of that version alone."""
     prefix = address.removeprefix("s3://").partition("/")[2].rstrip("/") + "/"
     named = {entry.key.removeprefix(prefix): entry for entry in _store(address).list(prefix)}
-    there = {name: entry for name, entry in named.items() if name and "/" not in name}
+    there = {name: entry for name, entry in named.items() if name and "/" not in name and name != MANIFEST}
     if not there:
         raise CheckpointError(f"nothing lies under {address}: copy the published folder there (`aws s3 cp --recursive FOLDER {address}`). {MEND}")
     return there

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flows.steps import refuse_early
+from infra.registry import ModelRegistry
 from infra.store import model_store
 from model import UniMedVL
 from model.checkpoint import open_weights
@@ -90,6 +91,15 @@ def test_the_same_content_is_the_same_start_wherever_it_lies(s3, folder, tmp_pat
     for path in moved.iterdir():
         model_store().upload_file(path, f"published/small/{path.name}")
     assert take(f"s3://{model_store().bucket}/published/small") == record
+
+
+def test_a_model_version_can_be_a_start(s3, folder):
+    version = ModelRegistry().publish(make_tiny(folder.parent / "ours", config=SMALL), {}).id
+    ModelRegistry().add_record(version, "gate", {})
+    for address in (f"s3://{model_store().bucket}/versions/{version}", ModelRegistry().fetch(version)):
+        assert same_weights(UniMedVL.from_pretrained(fetch_folder(take(address))), UniMedVL.from_pretrained(folder.parent / "ours"))
+    (folder / "manifest.json").write_text("{}")
+    assert "manifest.json" not in written(take(folder))
 
 
 def test_other_content_is_another_start(s3, folder):
