@@ -5,29 +5,40 @@ from dataclasses import fields, replace
 from operator import attrgetter
 
 from corpus.readers.pictures import PictureBytes, PictureFile
-from corpus.record import Record, Unreadable
+from corpus.record import Opener, Record, Unreadable
 
 _PICTURES = ("images", "target")
 _SAID = attrgetter(*(f.name for f in fields(Record) if f.name not in (*_PICTURES, "where")))
 
 
-def fingerprint(record: Record, key: bytes) -> tuple[Record, int]:
-    """The record with its encoded pictures in memory, and a 64-bit hash of all that is read for it.
+def fingerprint(record: Record, key: bytes) -> tuple[int, list[bytes]]:
+    """A 64-bit hash of all that is read for a record, and its encoded pictures, which `with_pictures` puts into it.
 
-    `key` stands for everything else the outcome depends on: parameters, salt, code. The hash is 0 for a record whose
-    pictures cannot be had as bytes, so that it is always looked at.
+    `key` stands for everything else the outcome depends on: parameters, salt, code. The hash is 0, and there are no
+    pictures, for a record that has some which cannot be had as bytes: it is always looked at.
     """
-    openers = [*record.images, *([record.target] if record.target else [])]
+    openers = _openers(record)
     if not all(isinstance(opener, PictureBytes | PictureFile) for opener in openers):
-        return record, 0
+        return 0, []
     try:
-        loaded = [PictureBytes(opener.read(), opener.max_pixels) for opener in openers]
+        pictures = [opener.read() for opener in openers]
     except Unreadable:
-        return record, 0
+        return 0, []
     whole = hashlib.blake2b(key=key[:64], digest_size=8)
     whole.update(repr(_SAID(record)).encode())
-    for picture in loaded:
-        whole.update(len(picture.data).to_bytes(8, "little"))
-        whole.update(picture.data)
-    images = tuple(loaded[: len(record.images)])
-    return replace(record, images=images, target=loaded[-1] if record.target else None), int.from_bytes(whole.digest(), "little")
+    for picture in pictures:
+        whole.update(len(picture).to_bytes(8, "little"))
+        whole.update(picture)
+    return int.from_bytes(whole.digest(), "little"), pictures
+
+
+def with_pictures(record: Record, pictures: list[bytes]) -> Record:
+    """The record with its encoded pictures in memory."""
+    if not pictures:
+        return record
+    loaded = [PictureBytes(data, opener.max_pixels) for data, opener in zip(pictures, _openers(record))]
+    return replace(record, images=tuple(loaded[: len(record.images)]), target=loaded[-1] if record.target else None)
+
+
+def _openers(record: Record) -> tuple[Opener, ...]:
+    return (*record.images, record.target) if record.target else record.images

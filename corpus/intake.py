@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from corpus import index, quality, review, shards
-from corpus.fingerprint import fingerprint
+from corpus.fingerprint import fingerprint, with_pictures
 from corpus.params import CorpusParams
 from corpus.readers.pictures import PictureBytes
 from corpus.record import HeldBack, Record, Rejection
@@ -242,8 +242,8 @@ class _Lookup:
         self.values = values[self.order]
 
     def rows(self, value: int) -> np.ndarray:
-        first, last = np.searchsorted(self.values, np.uint64(value), "left"), np.searchsorted(self.values, np.uint64(value), "right")
-        return self.order[first:last]
+        wanted = np.uint64(value)
+        return self.order[self.values.searchsorted(wanted) : self.values.searchsorted(wanted, "right")]
 
 
 class _Reading:
@@ -264,7 +264,7 @@ class _Reading:
         self._sending: Future | None = None
 
     def run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
-        """Take everything in. Shards are made and sent while the next records are examined."""
+        """Take everything in. A shard is sent while the next records are examined."""
         with ThreadPoolExecutor(1, "shards") as self._sender:
             self._run(records, examine, on_progress)
             self._sent()
@@ -298,22 +298,22 @@ class _Reading:
                 self.aside.append(item)
                 continue
             self.left_out += item.left_out + sum(max(map(len, turn[:2])) > self.params.quality.max_text for turn in item.turns)
-            record, origin = fingerprint(item, self.key)
+            origin, pictures = fingerprint(item, self.key)
             if not self.known.has_read(origin):
                 origins.append(origin)
-                yield record
+                yield with_pictures(item, pictures)
 
-    def _write(self, full: list[shards.Gathered]) -> None:
-        for gathered in full:
+    def _write(self, full: list[shards.Building]) -> None:
+        for building in full:
             # One at a time is under way: a store that is slow or gone holds the reading up, rather than memory.
             self._sent()
-            self._sending = self._sender.submit(self._send, gathered)
+            self._sending = self._sender.submit(self._send, building)
 
-    def _hold(self, full: list[shards.Gathered]) -> None:
-        self.held += [shards.put(self.store, f"{HELD}/{self.name}", shards.make(*gathered, self.params.shards)) for gathered in full]
+    def _hold(self, full: list[shards.Building]) -> None:
+        self.held += [shards.put(self.store, f"{HELD}/{self.name}", building.finish()) for building in full]
 
-    def _send(self, gathered: shards.Gathered) -> None:
-        self.written.append(shards.put(self.store, f"intake/{self.name}", shards.make(*gathered, self.params.shards)))
+    def _send(self, building: shards.Building) -> None:
+        self.written.append(shards.put(self.store, f"intake/{self.name}", building.finish()))
         self.store.put_json(_journal(self.name), self.journalled + self.written)
 
     def _sent(self) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -17,8 +16,6 @@ from corpus.record import Rejection
 from corpus.sample import SCHEMA, Sample
 from infra.store import ObjectStore
 
-# A source, and samples of it, each with its record's origin.
-Gathered = tuple[str, list[tuple[Sample, int]]]
 # How the two files of a shard end.
 DATA, INDEX = ".parquet", ".index.parquet"
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("source", "where", "reason", "detail", "record")])
@@ -34,44 +31,74 @@ class Shard:
     rows: int
 
 
+class Building:
+    """A shard that is being written, a row group at a time."""
+
+    def __init__(self, source: str, params: ShardParams):
+        self.source, self.bytes = source, 0
+        self._row_group = params.row_group
+        self._rows: list[dict] = []
+        self._index: list[dict] = []
+        self._buffer = io.BytesIO()
+        self._file = _writer(self._buffer, SCHEMA)
+
+    def add(self, sample: Sample, origin: int) -> None:
+        """Write a sample, with its record's origin."""
+        self._rows.append(sample.to_row())
+        self._index.append(index.row(sample, origin))
+        # A row without pictures takes room as well.
+        self.bytes += 512 + sum(len(image.data) for image in sample.images)
+        if len(self._rows) == self._row_group:
+            self._end_group()
+
+    def finish(self) -> Shard:
+        """The shard of all that was added."""
+        if self._rows:
+            self._end_group()
+        self._file.close()
+        data = self._buffer.getvalue()
+        return Shard(f"{_folder(self.source)}/{hashlib.sha256(data).hexdigest()[:16]}", data, index.to_bytes(self._index), len(self._index))
+
+    def _end_group(self) -> None:
+        self._file.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+        self._rows = []
+
+
 class Gathering:
-    """Samples by source, handed out as those of a shard (see `make`) whenever enough bytes wait."""
+    """Samples in a shard of each source, handed out whenever these have enough bytes."""
 
     def __init__(self, params: ShardParams):
         self.params = params
-        self._waiting: dict[str, list[tuple[Sample, int]]] = defaultdict(list)
-        self._bytes: dict[str, int] = defaultdict(int)
+        self._open: dict[str, Building] = {}
 
-    def add(self, samples: Iterable[Sample], origin: int = 0) -> list[Gathered]:
-        """Take in the samples of a record; returns those of the shard they completed, if any."""
+    def add(self, samples: Iterable[Sample], origin: int = 0) -> list[Building]:
+        """Take in the samples of a record; returns the shard they completed, if any."""
         for sample in samples:
-            self._waiting[sample.source].append((sample, origin))
-            # A row without pictures takes room as well.
-            self._bytes[sample.source] += 512 + sum(len(image.data) for image in sample.images)
-        full = sum(self._bytes.values()) >= self.params.target_bytes
-        return [self._take(max(self._bytes, key=self._bytes.get))] if full else []
+            if sample.source not in self._open:
+                self._open[sample.source] = Building(sample.source, self.params)
+            self._open[sample.source].add(sample, origin)
+        if sum(shard.bytes for shard in self._open.values()) < self.params.target_bytes:
+            return []
+        return [self._open.pop(max(self._open, key=lambda source: self._open[source].bytes))]
 
-    def finish(self) -> list[Gathered]:
+    def finish(self) -> list[Building]:
         """What is left."""
-        return [self._take(source) for source in sorted(self._waiting)]
-
-    def _take(self, source: str) -> Gathered:
-        self._bytes.pop(source)
-        return source, self._waiting.pop(source)
+        return [self._open.pop(source) for source in sorted(self._open)]
 
 
 def write(records: Iterable[Iterable[Sample]], params: ShardParams) -> list[Shard]:
     """All shards of the samples of these records."""
     gathering = Gathering(params)
-    finished = [make(*gathered, params) for samples in records for gathered in gathering.add(samples)]
-    return finished + [make(*gathered, params) for gathered in gathering.finish()]
+    finished = [full.finish() for samples in records for full in gathering.add(samples)]
+    return finished + [left.finish() for left in gathering.finish()]
 
 
-def make(source: str, samples: list[tuple[Sample, int]], params: ShardParams) -> Shard:
+def make(source: str, samples: Iterable[tuple[Sample, int]], params: ShardParams) -> Shard:
     """A shard of these samples, each with its record's origin."""
-    data = to_parquet([sample.to_row() for sample, _ in samples], SCHEMA, params.row_group)
-    name = f"{_folder(source)}/{hashlib.sha256(data).hexdigest()[:16]}"
-    return Shard(name, data, index.to_bytes([index.row(*sample) for sample in samples]), len(samples))
+    building = Building(source, params)
+    for sample, origin in samples:
+        building.add(sample, origin)
+    return building.finish()
 
 
 def _folder(source: str) -> str:
@@ -88,14 +115,12 @@ def put(store: ObjectStore, prefix: str, shard: Shard) -> dict:
     return {"shard": shard.name, **keys, "rows": shard.rows, "bytes": len(shard.data)}
 
 
-def to_parquet(rows: list[dict], schema: pa.Schema, row_group: int = 1024) -> bytes:
-    """Rows as a Parquet file; only words are worth a dictionary."""
-    buffer = io.BytesIO()
+def _writer(buffer: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet file in which only words are worth a dictionary."""
     words = [name for name in schema.names if schema.field(name).type == pa.string()]
     # Pictures are compressed already.
     codecs = {path: "NONE" if path.endswith(".data") else "ZSTD" for path in _leaves(schema)}
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, row_group_size=row_group, compression=codecs, use_dictionary=words)
-    return buffer.getvalue()
+    return pq.ParquetWriter(buffer, schema, compression=codecs, use_dictionary=words)
 
 
 @cache
@@ -115,7 +140,10 @@ def unpack(data: bytes) -> Iterator[Sample]:
 
 def quarantine_bytes(rejections: Iterable[Rejection]) -> bytes:
     """What was kept aside, as Parquet."""
-    return to_parquet([vars(rejection) for rejection in rejections], QUARANTINE_SCHEMA)
+    buffer = io.BytesIO()
+    with _writer(buffer, QUARANTINE_SCHEMA) as file:
+        file.write_table(pa.Table.from_pylist([vars(rejection) for rejection in rejections], schema=QUARANTINE_SCHEMA), row_group_size=1024)
+    return buffer.getvalue()
 
 
 def read_quarantine(data: bytes) -> list[Rejection]:

@@ -5,14 +5,15 @@ from collections.abc import Iterable, Iterator
 
 from corpus import quality
 from corpus.intake import Examine, Examined, batches
-from corpus.params import CorpusParams
+from corpus.params import CorpusParams, QualityParams
 from corpus.record import Record
 
-BATCH = 128
+# Records a batch; batches that wait, or are done before their turn, beside one a core.
+BATCH, AHEAD = 128, 32
 
 
 def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
-    """Examine on this many cores, or as many as there are for 0. A batch a core and one more are under way, so memory stays bounded."""
+    """Examine on this many cores, or as many as there are for 0. So many batches are under way that memory stays bounded."""
     import ray
 
     from infra.settings import get_settings
@@ -20,15 +21,16 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
     if not ray.is_initialized():
         get_settings().export()
         ray.init(address=get_settings().ray_address, log_to_driver=False)
-    # It claims no core: taking in must not wait for a training to end.
-    task = ray.remote(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")(_examine_batch)
-    known = ray.put((params.quality, salt))
+    # They claim no core: taking in must not wait for a training to end.
+    examiner = ray.remote(num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD")(_Examiner)
 
     def examine(records: Iterable[Record]) -> Iterator[Examined]:
-        under_way, cores = deque(), workers or _cores()
-        for batch in batches(records, BATCH):
-            under_way.append(task.remote(batch, known))
-            if len(under_way) > cores:
+        under_way, cores, examiners = deque(), workers or _cores(), []
+        for turn, batch in enumerate(batches(records, BATCH)):
+            if len(examiners) < cores:
+                examiners.append(examiner.remote(params.quality, salt))
+            under_way.append(examiners[turn % cores].examine.remote(batch))
+            if len(under_way) > cores + AHEAD:
                 yield from ray.get(under_way.popleft())
         while under_way:
             yield from ray.get(under_way.popleft())
@@ -46,5 +48,11 @@ def _cores() -> int:
     return max(1, sum(int(resources.get(RAY_CORES, resources.get("CPU", 0))) for resources in there))
 
 
-def _examine_batch(records: list[Record], known: tuple) -> list[Examined]:
-    return quality.examine_all(records, *known)
+class _Examiner:
+    """A process that examines one batch after the other."""
+
+    def __init__(self, params: QualityParams, salt: bytes):
+        self.known = params, salt
+
+    def examine(self, records: list[Record]) -> list[Examined]:
+        return quality.examine_all(records, *self.known)

@@ -74,9 +74,7 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
     closed: list[Rejection] = []
     scans: set[str] = set()
     found = False
-    for file in tree.walk(source.path):
-        if file.suffix.lower() in SUFFIXES:
-            continue
+    for file in (folder / name for folder, names in tree.folders(source.path) for name in names if not _is_picture(name)):
         if refused := tree.unread(file, source):
             found = True
             closed.append(refused)
@@ -101,11 +99,10 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
         # A JSON file beside named pictures is theirs: SLAKE has two for each.
         if not textfiles.named(file, ".json") or os.path.abspath(file.parent) not in claimed:
             yield _unknown(file, source, _is_scan(file, scans, source))
-    for file in tree.walk(source.path):
-        if file.suffix.lower() in SUFFIXES:
-            found, folder = True, os.path.abspath(file.parent)
-            if folder in claimed:
-                continue
+    for where, names in tree.folders(source.path):
+        pictures, folder = [name for name in names if _is_picture(name)], os.path.abspath(where)
+        found |= bool(pictures)
+        for file in () if folder in claimed else (where / name for name in pictures):
             if _top(file, source) in scans:
                 yield Rejection(source.name, unnamed(file), "unnamed-picture", "no file names it, and among DICOM or NIfTI files its own name and its folder's may be a person's")
             elif any(Path(folder).is_relative_to(top) for top in doubtful):
@@ -114,6 +111,10 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
                 yield from image_folder.read_picture(file, source)
     if not (found or unknown):
         raise FileNotFoundError(f"{source.path} holds no data; the formats read are {', '.join(FORMATS)} (docs/data.md)")
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
 def _named(item: Record | Rejection) -> list[PictureFile]:

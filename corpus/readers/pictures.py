@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -50,14 +51,15 @@ class PictureFile:
         try:
             root, inner = _resolved(self.root, ""), _resolved(self.root, folder)
             path = os.path.join(inner, name)
-            if os.path.islink(path) or name in ("", ".", ".."):
+            kind = _kind(path)
+            if stat.S_ISLNK(kind) or name in ("", ".", ".."):
                 path = os.path.realpath(path)
-            there = os.path.isfile(path)
+                kind = _kind(path)
         except (OSError, ValueError, RuntimeError):
             raise Unreadable("missing-image", "not the name of a file") from None
         if not path.startswith(os.path.join(root, "")):
             raise Unreadable("path-outside-folder", "the image path leaves the source's folder")
-        if not there:
+        if not stat.S_ISREG(kind):
             raise Unreadable("missing-image", "no such file")
         return path
 
@@ -71,6 +73,14 @@ class PictureFile:
 
     def __call__(self) -> Pillow.Image:
         return _decoded(self.read(), self.max_pixels)
+
+
+def _kind(path: str) -> int:
+    """What lies there, as the `stat` module tells it; 0 where nothing does."""
+    try:
+        return os.lstat(path).st_mode
+    except (OSError, ValueError):
+        return 0
 
 
 @lru_cache(maxsize=4096)

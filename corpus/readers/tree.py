@@ -12,19 +12,23 @@ ReadFile = Callable[[Path, Source], Iterator[Record | Rejection]]
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """Files beneath a folder, or the file itself; hidden ones are passed over, linked folders are not entered.
+    """The files of `folders`, one by one."""
+    return (folder / name for folder, names in folders(root) for name in names)
 
-    A folder that may not be read is given itself, after all files.
+
+def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders from a folder down, each with its files' names, or the file itself; hidden ones are passed over, linked folders are not entered.
+
+    A folder that may not be read is given as a file, after all others.
     """
     if not root.is_dir():
-        yield root
+        yield root.parent, [root.name]
         return
     closed: list[OSError] = []
     for folder, inner, names in os.walk(root, onerror=closed.append):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        here = Path(folder)
-        yield from (here / name for name in sorted(names) if not name.startswith("."))
-    yield from (Path(error.filename) for error in closed)
+        yield Path(folder), sorted(name for name in names if not name.startswith("."))
+    yield from ((path.parent, [path.name]) for path in (Path(error.filename) for error in closed))
 
 
 def leaves(file: Path, root: Path) -> bool:
