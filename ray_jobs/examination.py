@@ -2,14 +2,16 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from corpus import quality
 from corpus.intake import Examine, Examined, batches
 from corpus.params import CorpusParams, QualityParams
 from corpus.record import Record
 
-# Records a batch; batches that wait, or are done before their turn, beside one a core.
-BATCH, AHEAD = 128, 32
+# Records a batch; batches that are done here, before a process elsewhere would have come up; those that wait, or are done
+# before their turn, beside one a core.
+BATCH, HERE, AHEAD = 128, 2, 32
 
 
 def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
@@ -26,7 +28,10 @@ def on_cluster(params: CorpusParams, salt: bytes, workers: int) -> Examine:
 
     def examine(records: Iterable[Record]) -> Iterator[Examined]:
         under_way, cores, examiners = deque(), workers or _cores(), []
-        for turn, batch in enumerate(batches(records, BATCH)):
+        waiting = batches(records, BATCH)
+        for batch in islice(waiting, HERE):
+            yield from quality.examine_all(batch, params.quality, salt)
+        for turn, batch in enumerate(waiting):
             if len(examiners) < cores:
                 examiners.append(examiner.remote(params.quality, salt))
             under_way.append(examiners[turn % cores].examine.remote(batch))
