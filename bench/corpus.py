@@ -34,9 +34,12 @@ Found = TypeVar("Found")
 def measure(quick: bool) -> list[Row]:
     """All rows."""
     with tempfile.TemporaryDirectory() as folder:
-        few = [(160, 60), (512, 20)] if quick else [(160, 3000), (512, 1000)]
-        sources = [lambda side=side, count=count: taking_in(Path(folder) / f"few-{side}", side, count) for side, count in few]
-        return with_store(Path(folder), lambda: [*(row for take_in in sources for row in take_in()), *releasing(Path(folder), 300 if quick else 20_000)], FEW, ("s3", "ray"))
+        sizes = [(160, 60), (512, 20)] if quick else [(160, 3000), (512, 1000)]
+        few, many = Path(folder) / "few", Path(folder) / "many"
+        few.mkdir(), many.mkdir()
+        taken = with_store(few, lambda: [row for side, count in sizes for row in taking_in(few / str(side), side, count)])
+        # In a store of its own: a release holds everything that was taken in.
+        return taken + with_store(many, lambda: releasing(many, 300 if quick else 20_000), services=("s3", "ray"))
 
 
 def with_store(folder: Path, work: Callable[[], Found], corpus: dict = FEW, services: tuple[str, ...] = ("s3",)) -> Found:
