@@ -47,6 +47,7 @@ def with_store(folder: Path, work: Callable[[], Found], corpus: dict = FEW, serv
     params = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
     params["corpus"] = corpus
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    outside = dict(os.environ)
     os.environ |= {"UNIMED_STATE_DIR": str(folder / "state"), "UNIMED_PARAMS_FILE": str(folder / "params.yaml")}
     from infra.settings import get_settings
     from infra.stack import Stack
@@ -58,6 +59,9 @@ def with_store(folder: Path, work: Callable[[], Found], corpus: dict = FEW, serv
         return work()
     finally:
         Stack().down()
+        os.environ.clear()
+        os.environ.update(outside)
+        get_settings.cache_clear()
 
 
 def make_pictures(folder: Path, numbers: range | list[int], salt: int = 0, side: int = 160) -> None:
