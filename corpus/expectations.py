@@ -108,9 +108,13 @@ def _between(e, column: str, least: float | None, most: float | None):
 
 
 def _run(suite: _Suite, batches, make: Callable) -> list[dict]:
-    form = {"result_format": "COMPLETE", "unexpected_index_column_names": list(suite.key)}
-    outcome = batches.get_batch({"dataframe": suite.frame}).validate(make(name=suite.name, expectations=suite.expectations), result_format=form)
-    return [_summary(suite, result) for result in outcome.results]
+    def outcome(form: dict):
+        return batches.get_batch({"dataframe": suite.frame}).validate(make(name=suite.name, expectations=suite.expectations), result_format=form)
+
+    found = outcome({"result_format": "BOOLEAN_ONLY"})
+    if not found.success:  # only then is it worth finding the rows
+        found = outcome({"result_format": "COMPLETE", "unexpected_index_column_names": list(suite.key)})
+    return [_summary(suite, result) for result in found.results]
 
 
 def _summary(suite: _Suite, result) -> dict:
