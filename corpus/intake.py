@@ -4,6 +4,7 @@ A source's record, written last, names its shards, the rows of them that no long
 source is never half there. Taking it in again writes only what is new or changed.
 """
 
+import hashlib
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from corpus import index, quality, review, shards
 from corpus.fingerprint import fingerprint, with_pictures
+from corpus.known import Known
 from corpus.params import CorpusParams
 from corpus.readers.pictures import PictureBytes
 from corpus.record import HeldBack, Record, Rejection
@@ -77,7 +79,7 @@ def add(
     before, etag = _current(store, name)
     reading = _Reading(name, before, params, store, salt)
     reading.run(records, examine or in_this_process(params, salt), on_progress)
-    counts = reading.counts() | ({"place": place} if place else {})
+    counts = reading.counts() | _origins(store, name, reading.known.origins()) | ({"place": place} if place else {})
     settled = _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, counts, reading.held)
     if forgotten(store) != reading.forgotten:
         raise _conflict(name)
@@ -178,74 +180,6 @@ def remember_to_forget(patient: str, store: ObjectStore) -> None:
             continue
 
 
-class _Known:
-    """The rows a source has already: what is there is neither examined nor written again.
-
-    A shard that holds a forgotten patient is not known, so that whoever lies beside the patient is written anew.
-    """
-
-    def __init__(self, shards: list[dict], store: ObjectStore, forgotten: set[str]):
-        tables = [index.read(store.get(s["index_key"]), s["shard"]) for s in shards]
-        self.table = index.join([table for table in tables if forgotten.isdisjoint(table["patient"].unique().to_pylist())])
-        self.used = np.zeros(len(self.table), dtype=bool)
-        self._by = {name: _Lookup(index.column(self.table, name)) for name in ("origin", "content")}
-
-    def has_read(self, origin: int) -> bool:
-        """True, and its rows count from now on, if what this record was read from is known."""
-        rows = self._by["origin"].rows(origin) if origin else []
-        if not len(rows) or self.used[rows].any():
-            return False
-        self.used[rows] = True
-        return True
-
-    def has(self, sample: Sample) -> bool:
-        """True, and its row counts from now on, if this very sample is there."""
-        if not len(self.table):
-            return False
-        rows = self._by["content"].rows(index.content(sample))
-        free = rows[~self.used[rows]]
-        self.used[free[:1]] = True
-        return bool(len(free))
-
-    def stale(self) -> dict[str, list[int]]:
-        """Rows no record has asked for, by shard."""
-        gone = self.table.filter(pa.array(~self.used))
-        stale: dict[str, list[int]] = {}
-        for shard, row in zip(gone["shard"].to_pylist(), gone["row"].to_pylist()):
-            stale.setdefault(shard, []).append(row)
-        return stale
-
-    def mostly_stale(self) -> list[str]:
-        """Shards of which less than half still counts: their rest is better written anew."""
-        shards = self.table["shard"].combine_chunks()
-        rows, live = np.bincount(shards.indices), np.bincount(shards.indices, weights=self.used)
-        return [name for name, count, used in zip(shards.dictionary.to_pylist(), rows, live) if 0 < used < count / 2]
-
-    def take(self, shard: str, data: bytes) -> Iterator[tuple[Sample, int]]:
-        """The samples of a shard that count, with their origins; from now on they do not count there."""
-        place = index.column(self.table, "shard") == self.table["shard"].combine_chunks().dictionary.to_pylist().index(shard)
-        wanted = np.flatnonzero(place & self.used)
-        self.used[wanted] = False
-        samples, origins = list(shards.unpack(data)), index.column(self.table, "origin")
-        for row in wanted:
-            yield samples[index.column(self.table, "row")[row]], int(origins[row])
-
-    def shards_in_use(self) -> set[str]:
-        return set(self.table.filter(pa.array(self.used))["shard"].unique().to_pylist())
-
-
-class _Lookup:
-    """Rows by a 64-bit value."""
-
-    def __init__(self, values: np.ndarray):
-        self.order = np.argsort(values, kind="stable")
-        self.values = values[self.order]
-
-    def rows(self, value: int) -> np.ndarray:
-        wanted = np.uint64(value)
-        return self.order[self.values.searchsorted(wanted) : self.values.searchsorted(wanted, "right")]
-
-
 class _Reading:
     """One reading of a source: what was seen, set aside and written."""
 
@@ -254,7 +188,7 @@ class _Reading:
         self.journalled = _journalled(store, name)
         self.shards = before.get("shards", []) + [s for s in self.journalled if s not in before.get("shards", [])]
         self.forgotten = forgotten(store)
-        self.known = _Known(self.shards, store, self.forgotten)
+        self.known = Known(self.shards, store, self.forgotten, store.get(before["origins"]) if "origins" in before else None)
         # The outcome for a record depends on these too: change one, and everything is looked at again.
         self.key = digest({"quality": params.quality.model_dump(mode="json"), "salt": salt.hex(), "code": source_fingerprint("corpus")}).encode()
         self.seen = self.left_out = 0
@@ -282,7 +216,7 @@ class _Reading:
                 self.aside.append(outcome.told())
                 self._hold(holding.add(samples))
             else:
-                self._write(gathering.add([sample for sample in outcome if not self.known.has(sample)], origin))
+                self._write(gathering.add([sample for sample in outcome if not self.known.has(sample, origin)], origin))
         for shard in self.known.mostly_stale():
             for sample, origin in self.known.take(shard, self._bytes(shard)):
                 self._write(gathering.add([sample], origin))
@@ -352,6 +286,15 @@ def _put_json(store: ObjectStore, name: str, kind: str, content: dict) -> str:
     return key
 
 
+def _origins(store: ObjectStore, name: str, told: bytes | None) -> dict:
+    """Where it is kept what rows are read from by now, if their shards do not say it."""
+    if told is None:
+        return {}
+    key = f"intake/{name}/origins-{hashlib.sha256(told).hexdigest()[:16]}.parquet"
+    store.put(key, told)
+    return {"origins": key}
+
+
 def _put_quarantine(store: ObjectStore, name: str, aside: list[Rejection]) -> str:
     key = f"intake/{name}/quarantine-{digest([vars(r) for r in aside])[:16]}.parquet"
     store.put(key, shards.quarantine_bytes(aside))
@@ -367,13 +310,15 @@ def _current(store: ObjectStore, name: str) -> tuple[dict, str | None]:
 
 
 def _publish(store: ObjectStore, record: dict, before: dict, etag: str | None) -> dict:
-    if {k: v for k, v in before.items() if k != "added_at"} == record:
+    there = {k: v for k, v in before.items() if k != "added_at"}
+    if there == record:
         return before | {"how": "up to date"}
+    same = {**there, "origins": None} == {**record, "origins": None}
     try:
         store.put_json(f"intake/{record['name']}.json", record | {"added_at": utc_now()}, **({"if_match": etag} if etag else {"if_absent": True}))
     except PreconditionFailed:
         raise _conflict(record["name"]) from None
-    return record | {"how": "replaced" if before else "added"}
+    return record | {"how": "up to date" if same else "replaced" if before else "added"}
 
 
 def _conflict(name: str) -> SourceConflict:

@@ -91,6 +91,26 @@ def test_an_unchanged_record_is_not_decoded_again(taken):
     assert again["how"] == "up to date"
 
 
+def test_a_change_of_parameters_is_looked_at_once(taken):
+    params = PARAMS.model_copy(update={"quality": PARAMS.quality.model_copy(update={"max_text": PARAMS.quality.max_text + 1})})
+    examined = []
+
+    def noted(records):
+        for r in records:
+            examined.append(r.id)
+            yield quality.examine(r, params.quality, SALT)
+
+    def again(count: int) -> dict:
+        examined.clear()
+        return intake.add(taken["name"], map(record, range(count)), params, corpus_store(), SALT, noted)
+
+    assert again(120)["how"] == "up to date" and len(examined) == 120
+    assert again(120)["how"] == "up to date" and not examined
+    assert again(121)["how"] == "replaced" and len(examined) == 1, "one is new"
+    assert again(121)["how"] == "up to date" and not examined
+    assert take_in(taken["name"], map(record, range(120)))["shards"] == taken["shards"]
+
+
 def test_an_interrupted_reading_goes_on_where_it_was(s3):
     def until(stop: int):
         for n in range(stop):

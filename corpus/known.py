@@ -1,0 +1,106 @@
+"""What a source holds already: found again by what a record was read from, or by what a sample says and shows."""
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from corpus import index, shards
+from corpus.sample import Sample
+from infra.store import ObjectStore
+
+
+class Known:
+    """The rows a source has already: what is there is neither examined nor written again.
+
+    A shard that holds a forgotten patient is not known, so that whoever lies beside the patient is written anew.
+    """
+
+    def __init__(self, shards: list[dict], store: ObjectStore, forgotten: set[str], origins: bytes | None):
+        """`origins` is what an earlier reading had to say of them (see `origins`)."""
+        tables = [index.read(store.get(s["index_key"]), s["shard"]) for s in shards]
+        self.table = index.join([table for table in tables if forgotten.isdisjoint(table["patient"].unique().to_pylist())])
+        self.used = np.zeros(len(self.table), dtype=bool)
+        self.origin = _told_since(self.table, origins) if origins else index.column(self.table, "origin").copy()
+        self._by = {"origin": _Lookup(self.origin), "content": _Lookup(index.column(self.table, "content"))}
+
+    def has_read(self, origin: int) -> bool:
+        """True, and its rows count from now on, if what this record was read from is known."""
+        rows = self._by["origin"].rows(origin) if origin else []
+        if not len(rows) or self.used[rows].any():
+            return False
+        self.used[rows] = True
+        return True
+
+    def has(self, sample: Sample, origin: int) -> bool:
+        """True, and its row counts from now on as read from this record, if this very sample is there."""
+        if not len(self.table):
+            return False
+        rows = self._by["content"].rows(index.content(sample))
+        free = rows[~self.used[rows]]
+        self.used[free[:1]] = True
+        self.origin[free[:1]] = origin
+        return bool(len(free))
+
+    def stale(self) -> dict[str, list[int]]:
+        """Rows no record has asked for, by shard."""
+        gone = self.table.filter(pa.array(~self.used))
+        stale: dict[str, list[int]] = {}
+        for shard, row in zip(gone["shard"].to_pylist(), gone["row"].to_pylist()):
+            stale.setdefault(shard, []).append(row)
+        return stale
+
+    def mostly_stale(self) -> list[str]:
+        """Shards of which less than half still counts: their rest is better written anew."""
+        shards = self.table["shard"].combine_chunks()
+        rows, live = np.bincount(shards.indices), np.bincount(shards.indices, weights=self.used)
+        return [name for name, count, used in zip(shards.dictionary.to_pylist(), rows, live) if 0 < used < count / 2]
+
+    def take(self, shard: str, data: bytes) -> Iterator[tuple[Sample, int]]:
+        """The samples of a shard that count, with their origins; from now on they do not count there."""
+        place = index.column(self.table, "shard") == self.table["shard"].combine_chunks().dictionary.to_pylist().index(shard)
+        wanted = np.flatnonzero(place & self.used)
+        self.used[wanted] = False
+        samples = list(shards.unpack(data))
+        for row in wanted:
+            yield samples[index.column(self.table, "row")[row]], int(self.origin[row])
+
+    def origins(self) -> bytes | None:
+        """What rows that count are read from now, where it is not what their shard says, as Parquet; None where it is.
+
+        Parameters or code have changed then, and what they make of the record has not: it need not be looked at again.
+        """
+        told = self.used & (self.origin != index.column(self.table, "origin"))
+        if not told.any():
+            return None
+        found = self.table.select(["shard", "row"]).append_column("origin", pa.array(self.origin)).filter(pa.array(told))
+        buffer = io.BytesIO()
+        pq.write_table(found, buffer, compression="zstd")
+        return buffer.getvalue()
+
+    def shards_in_use(self) -> set[str]:
+        return set(self.table.filter(pa.array(self.used))["shard"].unique().to_pylist())
+
+
+def _told_since(table: pa.Table, origins: bytes) -> np.ndarray:
+    """The origins of an index's rows, after what was said of them since."""
+    told = pq.ParquetFile(io.BytesIO(origins)).read(use_threads=False)
+    joined = table.select(["shard", "row", "origin"]).set_column(0, "shard", table["shard"].cast(pa.string()))
+    told = told.set_column(0, "shard", told["shard"].cast(pa.string()))
+    joined = joined.append_column("place", pa.array(np.arange(len(table)))).join(told, ["shard", "row"], right_suffix="_since", use_threads=False).sort_by("place")
+    return pc.coalesce(joined["origin_since"], joined["origin"]).to_numpy().copy()
+
+
+class _Lookup:
+    """Rows by a 64-bit value."""
+
+    def __init__(self, values: np.ndarray):
+        self.order = np.argsort(values, kind="stable")
+        self.values = values[self.order]
+
+    def rows(self, value: int) -> np.ndarray:
+        wanted = np.uint64(value)
+        return self.order[self.values.searchsorted(wanted) : self.values.searchsorted(wanted, "right")]
