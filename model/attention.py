@@ -174,7 +174,7 @@ def remember(k: Tensor, v: Tensor, layout: Layout, cache: KVCache, layer: int, s
 def _attend_one_a_row(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """One query a row, q [rows, heads, d]: heads that share keys are as many queries of one head, so keys are read once."""
     shared = q.view(len(q), k.shape[1], -1, q.shape[-1])
-    if q.is_cuda:
+    if not q.is_cpu:
         return F.scaled_dot_product_attention(shared, k, v, attn_mask=mask).flatten(1)
     # On a host the blocks of the joined kernel cost more than so few scores do.
     scores = torch.matmul(shared * q.shape[-1] ** -0.5, k.mT)

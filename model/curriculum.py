@@ -4,7 +4,6 @@ Mixtures, learning-rate ratios, frozen parts, loss weights, EMA and dropouts are
 and A.1.1); step counts and learning rates of the `tiny` profile are chosen for two CPU cores.
 """
 
-import re
 from collections.abc import Sequence
 from math import cos, inf, pi
 from typing import Literal
@@ -27,28 +26,13 @@ class _Section(BaseModel):
 
 
 class BootstrapParams(_Section):
-    """The stage before the first: published weights, or a tokenizer and a VAE of our own where there are none."""
+    """The stage before the first: a tokenizer and a VAE of our own, where none can be fetched."""
 
-    checkpoint: str | None = Field(None, description="where published weights lie: an absolute path, or s3://bucket/prefix; nothing is trained then")
     vocab_size: int = Field(512, ge=260)
     vae_steps: int = Field(600, ge=1)
     vae_batch: int = Field(4, ge=1)
     vae_learning_rate: float = Field(3e-3, gt=0)
     kl_weight: float = Field(1e-5, ge=0)
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _is_an_address(cls, checkpoint: str | None) -> str | None:
-        if checkpoint is not None and not re.match(r"/|s3://[^/]+/.", checkpoint):
-            raise ValueError("must be an absolute path or s3://bucket/prefix")
-        return checkpoint
-
-    @model_validator(mode="after")
-    def _trains_or_takes(self):
-        idle = [name for name, field in type(self).model_fields.items() if name != "checkpoint" and getattr(self, name) != field.default]
-        if self.checkpoint and idle:
-            raise ValueError(f"checkpoint is given, so nothing is trained: leave out {', '.join(idle)}")
-        return self
 
 
 class Dropout(_Section):

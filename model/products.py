@@ -21,7 +21,7 @@ class Linear(nn.Linear):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [n, in] through weight [out, in] to [n, out]."""
-    if bias is not None or x.device.type != "cpu" or torch.is_grad_enabled():
+    if bias is not None or not x.is_cpu or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     # A host's BLAS gives each thread a part of the left side's rows: of few tokens that would be all of the weights for each.
     return torch.mm(weight, x.t()).t()

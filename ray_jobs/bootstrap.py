@@ -13,10 +13,10 @@ import torch
 from infra.jobs import entrypoint
 from model.bootstrap import bootstrap
 from model.config import ModelConfig
-from model.curriculum import BootstrapParams
 from model.preprocess import resize, to_tensor
 from ray_jobs.benchmarks import evenly
 from ray_jobs.checkpoints import publish_folder
+from ray_jobs.params import StartParams
 from ray_jobs.releases import open_release
 
 MAX_IMAGES = 4000
@@ -27,7 +27,7 @@ def run(inputs: dict) -> dict:
     """Publish the starting checkpoint; returns its record and the VAE's loss history."""
     torch.set_num_threads(inputs["threads"])
     torch.use_deterministic_algorithms(True)
-    config, params = ModelConfig(**inputs["model"]), BootstrapParams(**inputs["bootstrap"])
+    config, params = ModelConfig(**inputs["model"]), StartParams(**inputs["bootstrap"])
     reader = open_release(inputs["release"])
     samples = [reader.load(i) for i, entry in enumerate(reader.index) if entry.split == "train"]
     texts = [part.text for sample in samples for part in sample.parts if part.text]

@@ -1,5 +1,6 @@
 """params.yaml as one typed value: each room's section, checked before anything starts."""
 
+import re
 from pathlib import Path
 
 import yaml
@@ -40,6 +41,26 @@ class _Loader(yaml.SafeLoader):
             raise ConstructorError(None, None, f"{node.value!r:.60} is no {node.tag.rpartition(':')[2]}", node.start_mark) from None
 
 
+class StartParams(BootstrapParams):
+    """The stage before the first: published weights, or a tokenizer and a VAE of our own where there are none."""
+
+    checkpoint: str | None = Field(None, description="where published weights lie: an absolute path, or s3://bucket/prefix; nothing is trained then")
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _is_an_address(cls, checkpoint: str | None) -> str | None:
+        if checkpoint is not None and not re.match(r"/|s3://[^/]+/.", checkpoint):
+            raise ValueError("must be an absolute path or s3://bucket/prefix")
+        return checkpoint
+
+    @model_validator(mode="after")
+    def _trains_or_takes(self):
+        idle = [name for name, field in type(self).model_fields.items() if name != "checkpoint" and getattr(self, name) != field.default]
+        if self.checkpoint and idle:
+            raise ValueError(f"checkpoint is given, so nothing is trained: leave out {', '.join(idle)}")
+        return self
+
+
 class Params(BaseModel):
     """A profile. The curriculum must be given; the other sections default to `tiny`."""
 
@@ -49,7 +70,7 @@ class Params(BaseModel):
     seed: int = 7
     corpus: CorpusParams = CorpusParams()
     model: ModelConfig = ModelConfig()
-    bootstrap: BootstrapParams = BootstrapParams()
+    bootstrap: StartParams = StartParams()
     curriculum: tuple[StageParams, ...] = Field(min_length=1)
     refresh: tuple[StageParams, ...] = Field((), description="the shorter curriculum of a drift-started retraining; it goes on from the champion")
     training: TrainingParams = TrainingParams()
