@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from corpus import alignment, content, expectations, index, quality, review, shards
@@ -120,7 +121,7 @@ def build(
     on_step(f"{len(kept)} samples kept, {len(late)} kept aside across sources, {len(checked.doubts)} for a person to look at; {len(report['results'])} expectations hold")
     used = set(kept["shard"].unique().to_pylist())
     _lay_out(out, [part for part in parts if part.name in used])
-    write_json_atomic(out / REMOVED, _removed(parts, table.filter(pa.array(~checked.kept))))
+    write_json_atomic(out / REMOVED, _removed(parts, kept, table.filter(pa.array(~checked.kept))))
     write_atomic(out / QUARANTINE, shards.quarantine_bytes([*aside, *late]))
     write_atomic(out / DOUBTS, shards.quarantine_bytes(checked.doubts))
     write_atomic(out / ALIGNMENT, scores.to_bytes(table))
@@ -179,7 +180,7 @@ def _lay_out(out: Path, parts: list[_Part]) -> None:
         if path.relative_to(out / "shards").as_posix() not in wanted:
             path.unlink()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda part: _bring(out, part), parts))
+        list(pool.map(lambda part: _bring(out, part), {part.name: part for part in parts}.values()))
 
 
 def _bring(out: Path, part: _Part) -> None:
@@ -190,12 +191,25 @@ def _bring(out: Path, part: _Part) -> None:
             write_atomic(path, data)
 
 
-def _removed(parts: list[_Part], late: pa.Table) -> dict[str, list[int]]:
-    """Rows that do not count, by shard: those their source removed, and those kept aside across sources."""
-    removed = {part.name: list(part.removed) for part in parts if part.removed}
-    for shard, row in zip(late["shard"].to_pylist(), late["row"].to_pylist()):
-        removed.setdefault(shard, []).append(row)
-    return {shard: sorted(rows) for shard, rows in sorted(removed.items())}
+def _removed(parts: list[_Part], kept: pa.Table, late: pa.Table) -> dict[str, list[int]]:
+    """Rows that do not count, by shard: those their source removed, and those kept aside across sources.
+
+    A shard that several sources have is one shard of the release: what is kept for one of them counts.
+    """
+    removed: dict[str, set[int]] = defaultdict(set)
+    for part in parts:
+        removed[part.name].update(part.removed)
+    for shard, row in _places(late):
+        removed[shard].add(row)
+    several = [name for name, count in Counter(part.name for part in parts).items() if count > 1]
+    for shard, row in _places(kept.filter(pc.is_in(kept["shard"], pa.array(several, pa.string())))):
+        removed[shard].discard(row)
+    return {shard: sorted(rows) for shard, rows in sorted(removed.items()) if rows}
+
+
+def _places(table: pa.Table) -> Iterator[tuple[str, int]]:
+    """(shard, row) of each sample of an index."""
+    return zip(table["shard"].to_pylist(), table["row"].to_pylist())
 
 
 def _card(kept: pa.Table, aside: list[Rejection], doubts: list[Rejection], arrived: int, report: dict) -> dict:

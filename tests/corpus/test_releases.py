@@ -68,6 +68,13 @@ def bytes_of(folder) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def ids_of(folder) -> list[str]:
+    """Ids of the samples that a release's folder holds and that count."""
+    removed = json.loads((folder / release.REMOVED).read_text())
+    names = {path.relative_to(folder / "shards").as_posix().removesuffix(shards.INDEX): path for path in folder.rglob(f"*{shards.INDEX}")}
+    return index.join([index.read(path.read_bytes(), name, removed.get(name, ())) for name, path in names.items()])["id"].to_pylist()
+
+
 @pytest.fixture
 def taken(s3, request):
     return take_in(request.node.name.replace("_", "-"), map(record, range(120)))
@@ -161,6 +168,15 @@ def test_a_release_settles_what_its_sources_disagree_on(taken, tmp_path):
     assert card["reasons"] == {"duplicate": 4} and card["samples"] == 240 + 6 - 4
     aside = shards.read_quarantine((tmp_path / "r" / "quarantine.parquet").read_bytes())
     assert sorted(r.where for r in aside) == ["copy/r003#g", "copy/r003#u", "made/r004#g", "made/r004#u"]
+
+
+def test_the_same_under_two_names_is_released_once(taken, tmp_path):
+    copy = take_in(f"{taken['name']}-copy", map(record, range(120)))
+    assert [s["shard"] for s in copy["shards"]] == [s["shard"] for s in taken["shards"]]
+    less = take_in(taken["name"], (record(n) for n in range(120) if n != 30))
+    card = release.build([entry(less), entry(copy)], tmp_path / "r", PARAMS, corpus_store(), SALT, print)
+    assert card["samples"] == 240 and card["reasons"] == {"duplicate-id": 238}
+    assert sorted(ids_of(tmp_path / "r")) == sorted(live(copy)["id"].to_pylist())
 
 
 def test_a_release_that_breaks_an_expectation_leaves_the_folder_alone(taken, tmp_path):
