@@ -22,13 +22,12 @@ SLICE = ModelConfig(
 )
 
 
-def measure(quick: bool) -> list[Row]:
-    """All rows of this page, on the GPU at hand."""
+def measure(model: UniMedVL, quick: bool) -> list[Row]:
+    """All rows of this page, of the slice on the GPU at hand."""
     card = torch.cuda.get_device_name()
     peak = next((tflops for name, tflops in PEAKS.items() if name in card), None)
     if peak is None:
         raise SystemExit(f"bench/layer_slice.py knows no peak of {card}: add it to PEAKS from its data sheet")
-    model = network(SLICE, "cuda")
     return [
         utilisation(model, mixed(SLICE, texts=7, words=2046, images=4, caption=510, side=128), peak, repeats=2 if quick else 10),
         drawing(model, batch=4, steps=4 if quick else 50, size=(512, 512), repeats=1 if quick else 3),

@@ -1,11 +1,13 @@
 """The network's speed: `python -m bench.network`.
 
 The yardstick is transformers' Qwen2 with the sizes of our understanding expert, on the same machine in the same run.
-Where a GPU is at hand everything runs on it, and four layers of the 14B's shape are measured too (`layer_slice.py`).
+On a host both have the tiny profile's sizes. Where a GPU is at hand they are four layers of the 14B's shape in bfloat16, which
+are also measured alone (`layer_slice.py`): there, the tiny sizes would time nothing but the starting of kernels.
 """
 
 import torch
 
+from bench import layer_slice
 from bench.rows import Row, rates, report
 from model.config import ModelConfig
 from model.packing import TextItem, pack
@@ -18,23 +20,20 @@ QWEN2 = "transformers Qwen2ForCausalLM"
 def measure(quick: bool) -> list[Row]:
     """All rows."""
     torch.manual_seed(0)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, peer = network().to(device), qwen2().to(device)
-    repeats = 1 if quick else 15
+    gpu = torch.cuda.is_available()
+    model = layer_slice.network(layer_slice.SLICE, "cuda") if gpu else network()
+    peer = qwen2(model.config).to(model.device, model.language_model.lm_head.weight.dtype)
+    repeats, packs = 1 if quick else 15, 4 if gpu else 1
     equal = [48] * 4 if quick else [128] * 16
     # Lengths of questions, captions and reports: many short, few long.
     mixed = [16, 40] if quick else [24, 30, 33, 36, 40, 44, 48, 52, 60, 70, 84, 100, 130, 180, 260, 420]
     rows = [
-        training("packed training step, equal lengths", model, peer, equal, repeats, goal=1.0),
-        training("packed training step, realistic lengths", model, peer, mixed, repeats, goal=1.5),
+        training("packed training step, equal lengths", model, peer, equal * packs, repeats, goal=1.0),
+        training("packed training step, realistic lengths", model, peer, mixed * packs, repeats, goal=1.5),
         decoding(model, peer, batch=2 if quick else 16, prompt=32, new=4 if quick else 64, repeats=repeats),
         drawing(model, batch=2 if quick else 8, steps=4 if quick else 24, repeats=1 if quick else 3),
     ]
-    if device == "cuda":
-        from bench import layer_slice
-
-        rows += layer_slice.measure(quick)
-    return rows
+    return rows + (layer_slice.measure(model, quick) if gpu else [])
 
 
 def network() -> UniMedVL:
@@ -45,11 +44,11 @@ def network() -> UniMedVL:
     return model
 
 
-def qwen2():
+def qwen2(config: ModelConfig):
     """Qwen2 of the same dense size: one expert's layers, embeddings and head."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    llm = ModelConfig().llm
+    llm = config.llm
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "rms_norm_eps")
     config = Qwen2Config(**{name: getattr(llm, name) for name in names}, tie_word_embeddings=False, attn_implementation="sdpa")
     return Qwen2ForCausalLM(config)
@@ -115,12 +114,12 @@ def drawing(model: UniMedVL, batch: int, steps: int, repeats: int) -> Row:
     model.eval()
 
     def together() -> int:
-        model.draw_batch(prompts, seeds=range(batch), steps=steps)
+        model.draw_batch(prompts, seeds=range(batch), steps=steps, size=(64, 64))
         return batch
 
     def single() -> int:
         for seed in range(batch):
-            model.draw("CT image of the abdomen.", seed=seed, steps=steps)
+            model.draw("CT image of the abdomen.", seed=seed, steps=steps, size=(64, 64))
         return batch
 
     mine, others = rates(together, single, repeats)

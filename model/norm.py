@@ -1,6 +1,6 @@
 """Root-mean-square norm, computed in float32, alone and with the rotary turn of queries and keys that follows it.
 
-Backward passes are written out: they touch memory half as often as recorded ones, and memory is what a norm costs.
+A host's backward passes are written out: they touch memory half as often as recorded ones, and memory is what a norm costs.
 """
 
 from functools import lru_cache
@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from model import fused
 from model.positions import apply_rotary
 
 
@@ -20,14 +21,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Norm.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else _weighted(x, self.weight, self.eps)[0]
+        if not torch.is_grad_enabled():
+            return _weighted(x, self.weight, self.eps)[0]
+        return fused.normed(x, self.weight, self.eps) if x.is_cuda else _Norm.apply(x, self.weight, self.eps)
 
 
 def normed_and_turned(x: Tensor, weight: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Heads x [n, heads, d] through a norm with `weight` [heads, d], then turned by their positions' angles [n, 1, d]."""
-    if torch.is_grad_enabled():
-        return _NormedAndTurned.apply(x, weight, eps, cos, signed_sin)
-    return apply_rotary(_weighted(x, weight, eps)[0], cos, signed_sin)
+    if not torch.is_grad_enabled():
+        return apply_rotary(_weighted(x, weight, eps)[0], cos, signed_sin)
+    return fused.normed_and_turned(x, weight, eps, cos, signed_sin) if x.is_cuda else _NormedAndTurned.apply(x, weight, eps, cos, signed_sin)
 
 
 def _weighted(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

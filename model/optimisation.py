@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from model.curriculum import Part, StageParams
 from model.unimedvl import UniMedVL
@@ -48,13 +49,18 @@ class EMA:
     def update(self, step: int) -> None:
         """Take in the parameters after step number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warm_up else self.decay
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
+        torch._foreach_lerp_([_held_here(a) for a in self.average.values()], [_held_here(p) for p in self.parameters.values()], 1 - decay)
 
     @torch.no_grad()
     def copy_to(self, model: UniMedVL) -> None:
         """Give the model the averaged weights."""
         for name, tensor in self.average.items():
             model.get_parameter(name).copy_(tensor)
+
+
+def _held_here(tensor: Tensor) -> Tensor:
+    """Of a sharded tensor the part that this process has: each averages its own."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def optimiser_tensors(optimiser: torch.optim.AdamW, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:

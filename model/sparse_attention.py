@@ -18,13 +18,18 @@ SIDE = 128
 
 def block_mask(sample_lens: Sequence[int], split_lens: Sequence[int], attn_modes: Sequence[str], order: Tensor) -> BlockMask:
     """The mask of a packed sequence whose tokens come in `order` [N] (indices into the sequence)."""
-    rules = AttentionRules(split_lens, attn_modes)
-    sample = torch.repeat_interleave(torch.arange(len(sample_lens)), torch.tensor(sample_lens))
-    sample, split, two_way, noise = (x.to(order.device, non_blocking=True)[order] for x in (sample, rules.split, rules.two_way, rules.noise))
+    rules, lengths = AttentionRules(split_lens, attn_modes), torch.tensor(sample_lens)
+    sample = torch.repeat_interleave(torch.arange(len(sample_lens)), lengths)
+    start = (lengths.cumsum(0) - lengths)[sample]
+    sample, start, split, two_way, noise = (x.to(order.device, non_blocking=True)[order] for x in (sample, start, rules.split, rules.two_way, rules.noise))
+    # The rule in three comparisons of small numbers, since the kernel asks for every pair: tokens of one two-way split have
+    # a number in common, others one of their own; a noised token has no place to be looked back at.
+    place, first = order.int(), start.int()
+    common = torch.where(two_way, split, ~order).int()
+    behind = place.masked_fill(noise, torch.iinfo(torch.int32).max)
 
     def allowed(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        same = split[q] == split[k]
-        return (sample[q] == sample[k]) & ((order[q] >= order[k]) | (same & two_way[q])) & (same | ~noise[k])
+        return (common[q] == common[k]) | ((behind[k] <= place[q]) & (behind[k] >= first[q]))
 
     seen, whole = block_pairs(order, sample, split, two_way, noise)
     partly = seen & ~whole
@@ -86,4 +91,4 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
 @cache
 def _kernel(device: str) -> Callable:
     """Compiled where it runs fused; elsewhere as it is, which is slow but gives the same numbers."""
-    return torch.compile(flex_attention, dynamic=True) if device in DEVICES else flex_attention
+    return torch.compile(flex_attention) if device in DEVICES else flex_attention

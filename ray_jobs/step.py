@@ -121,14 +121,25 @@ class Stepper:
         if self.gradients:
             self.gradients.zero()
         else:
-            self.state.optimiser.zero_grad(set_to_none=False)
+            # The first to be reduced is then the gradient, and need not be added to zeros.
+            self.state.optimiser.zero_grad(set_to_none=True)
 
     def _sum_gradients(self, losses: Tensor) -> Tensor:
         """Add up unsharded gradients, and the losses with them; returns the losses."""
-        if not self.gradients or self.place.workers == 1:
-            return self.sum(losses)
-        return self.gradients.sum_over_workers(losses)
+        if self.gradients and self.place.workers > 1:
+            return self.gradients.sum_over_workers(losses)
+        for parameter in self.state.parameters.values():
+            if parameter.grad is None:
+                # What met no pack has a gradient of zero, and its moments decay like all others.
+                parameter.grad = torch.zeros_like(parameter)
+        return self.sum(losses)
 
     def _clip(self) -> float:
-        norm = nn.utils.clip_grad_norm_(self.state.parameters.values(), self.stage.max_grad_norm)
-        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        """The norm of all gradients, which are made shorter where it is too great."""
+        parameters, most = self.state.parameters.values(), self.stage.max_grad_norm
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        found = norm.item()
+        if not found + 1e-6 <= most:
+            nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        return found

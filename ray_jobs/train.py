@@ -18,6 +18,10 @@ from infra.store import MissingObject, arrow_filesystem, model_store
 from model.curriculum import RUNNING, StageParams, TrainingParams
 from ray_jobs.checkpoints import fetch_folder, publish_folder
 
+# What a process must have before it meets its GPU: a cuBLAS that is deterministic, and memory that packs of ever new
+# lengths do not leave in pieces.
+GPU_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
 
 class TrainingDiverged(RuntimeError):
     """The loss ran away and going back did not help; the message says what happened."""
@@ -120,6 +124,7 @@ def _fit(inputs: dict, run: str) -> None:
             storage_path=f"{get_settings().bucket_models}/runs",
             storage_filesystem=arrow_filesystem(),
             failure_config=FailureConfig(max_failures=training.max_failures),
+            worker_runtime_env={"env_vars": GPU_ENVIRONMENT} if training.gpus_per_worker else None,
         ),
     )
     try:
@@ -166,8 +171,6 @@ def _work(told: dict) -> None:
 
 def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray: bool = True, metrics=None) -> None:
     """One worker's whole part, under Ray or without it; the first worker leaves word of the ending."""
-    import torch
-
     from infra.outage import patiently
     from ray_jobs.loader import Loader
     from ray_jobs.place import gather
@@ -178,10 +181,7 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     from ray_jobs.validation import Validation
 
     stage, training, seed = StageParams(**inputs["stage"]), TrainingParams(**inputs["training"]), inputs["seed"]
-    torch.set_num_threads(training.threads_per_worker)
-    torch.use_deterministic_algorithms(True)
-    # Nothing here reads memory it has not written; filling it first costs a sixth of a step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    prepare_process(training)
     if place.first_here:
         fetch_folder(inputs["start"])
     # The others of a machine find it there.
@@ -189,7 +189,8 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     model = starting_network(fetch_folder(inputs["start"]), training, place)
     reader, numbers = open_release(inputs["release"], training.cache_gib, training.outage_minutes), list(range(place.rank, training.streams, place.workers))
     known = _known(inputs.get("known_release")) if stage.replay is not None else None
-    loader = Loader(reader, Planner(model, stage), stage, seed, numbers, training.streams, known=known)
+    half = place.device.type == "cuda" and training.precision == "bfloat16"
+    loader = Loader(reader, Planner(model, stage, half=half), stage, seed, numbers, training.streams, known=known)
     validation = Validation(reader, model, stage, seed, numbers, training.streams, place, training.parallel == "fsdp") if stage.evaluate_every else None
     checkpoints = StageCheckpoints(run, model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, before_commit=log.flush)
     stage_run = StageRun(model, loader, stage, training, seed, place, checkpoints, log, notice, validation, under_ray, metrics)
@@ -199,6 +200,16 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
         progress = stage_run.progress
         ending = {"how": how, "why": stage_run.why, "step": progress.step, "history": progress.history, "scores": stage_run.scores}
         patiently(lambda: model_store().put_json(_ending_key(run), ending), training.outage_minutes)
+
+
+def prepare_process(training: TrainingParams) -> None:
+    """This process's threads, and sums in one order whenever they are taken."""
+    import torch
+
+    torch.set_num_threads(training.threads_per_worker)
+    torch.use_deterministic_algorithms(True)
+    # Nothing here reads memory it has not written; filling it first costs a sixth of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def starting_network(folder: Path, training: TrainingParams, place):

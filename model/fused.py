@@ -1,0 +1,47 @@
+"""Passes over activations that a GPU in training makes in one: plain formulas that the compiler fuses, with their gradients.
+
+A pass costs the memory it touches, and one after another they would touch it ten times.
+"""
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm of x [..., d], computed in float32."""
+    return _compiled(_normed)(x, weight, eps)
+
+
+def normed_and_turned(x: Tensor, weight: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """The norm of heads x [n, heads, d], then their half-split rotation by the angles of `positions.rotary`."""
+    return _compiled(_normed_and_turned)(x, weight, eps, cos, signed_sin)
+
+
+def gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of [n, 2 * width], gate before up."""
+    return _compiled(_gated)(gate_up)
+
+
+@cache
+def _compiled(formula: Callable) -> Callable:
+    return torch.compile(formula)
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def _normed_and_turned(x: Tensor, weight: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    y = _normed(x, weight, eps)
+    first, second = y.chunk(2, dim=-1)
+    return y * cos + torch.cat([second, first], dim=-1) * signed_sin
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
