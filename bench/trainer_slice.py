@@ -1,7 +1,7 @@
 """The trainer on one GPU: as many layers of the 14B's shape as the card holds, with the profile's first stage on real pictures.
 
 Everything of a step is there: loader, VAE, forward and backward of the profile's packs under FSDP2, clipping, AdamW, running
-average. Nothing is saved. Weights are random and the vocabulary small, which changes no layer's time. `bench.training` adds these rows where a GPU is at hand.
+average. Nothing is saved. Weights are random and the vocabulary small, which changes no layer's time.
 """
 
 import gc

@@ -5,6 +5,8 @@ UniMed-mini, without validation: on one worker and on two, without Ray and under
 those of the run's own log after its first line; rates are of its second half, when most pictures have been decoded once. A
 real object store and Ray run for as long as the benchmark does.
 
+Where a GPU is at hand, the largest slice of the 14B that it holds is trained on it too (bench/trainer_slice.py).
+
 Peers are found in the environment whose Python BENCH_PEERS names (bench/requirements.txt); without them the bare loop
 remains. `--quick` leaves out peers, Ray and the second worker.
 """
@@ -20,7 +22,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from bench import trainer_slice
 from bench.contestants import SHARD_BYTES
 from bench.corpus import FEW, with_store
 from bench.loading import loading
@@ -62,7 +66,7 @@ def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict) -> li
         rows.append(Row("two workers, four packs a step", two_of_four, "tokens/s", "one worker, four packs a step", one_of_four, goal=1.7))
         # What the cores allow: neither waits for the other.
         rows.append(Row("two workers", two, "tokens/s", "two runs of one worker side by side", apart, goal=0.95))
-    return rows
+    return rows + (trainer_slice.measure(bench.release, steps=3 if not ray else 12) if torch.cuda.is_available() else [])
 
 
 class _Stages:

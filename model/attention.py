@@ -34,7 +34,7 @@ class Layout:
     `n_und` tokens belong to the understanding expert and come first, the rest to the generation expert.
     With `freeze_und` no gradient passes through anything the understanding expert computed. With `both_experts` the
     generation expert runs even where it has no token. Where `sparse` is given, attention is block-sparse over all
-    tokens as they are (`sparse_attention.py`), and there are no blocks.
+    tokens (`sparse_attention.py`), and there are no blocks.
     """
 
     blocks: Sequence[Block]

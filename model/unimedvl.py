@@ -137,9 +137,9 @@ class UniMedVL(InferenceMixin, nn.Module):
         like, n_und = self.language_model.lm_head.weight, len(pack.text_indexes) + len(pack.vit_indexes)
         rule = pack.sample_lens, pack.split_lens, pack.attn_modes
         if self.sparse_attention and not cached:
-            from model.sparse_attention import block_mask
+            from model.sparse_attention import sparse_layout
 
-            return Layout((), None, n_und, freeze_und, self.runs_every_part, block_mask(*rule, order))
+            return Layout((), None, n_und, freeze_und, self.runs_every_part, sparse_layout(*rule, order))
         blocks, slots = lay_out(*rule, like, in_one=cached)
         text_alone = len(pack.text_indexes) == len(slots) == sum(block.places for block in blocks)
         in_place = text_alone and torch.equal(slots, torch.arange(len(slots)))
