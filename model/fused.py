@@ -1,6 +1,6 @@
 """Passes over activations that a GPU in training makes in one: plain formulas that the compiler fuses, with their gradients.
 
-A pass costs the memory it touches, and one after another they would touch it ten times.
+A pass costs the memory it touches, and one after another they would touch it several times.
 """
 
 from collections.abc import Callable
@@ -13,22 +13,28 @@ from torch import Tensor
 
 def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm of x [..., d], computed in float32."""
-    return _compiled(_normed)(x, weight, eps)
+    return compiled(_normed)(x, weight, eps)
 
 
 def normed_and_turned(x: Tensor, weight: Tensor, eps: float, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """The norm of heads x [n, heads, d], then their half-split rotation by the angles of `positions.rotary`."""
-    return _compiled(_normed_and_turned)(x, weight, eps, cos, signed_sin)
+    return compiled(_normed_and_turned)(x, weight, eps, cos, signed_sin)
 
 
 def gated(gate_up: Tensor) -> Tensor:
     """silu(gate) * up of [n, 2 * width], gate before up."""
-    return _compiled(_gated)(gate_up)
+    return compiled(_gated)(gate_up)
 
 
 @cache
-def _compiled(formula: Callable) -> Callable:
-    return torch.compile(formula)
+def compiled(function: Callable) -> Callable:
+    """A function through the compiler, which after its second length takes any."""
+    from torch._dynamo import config
+
+    # Packs without a kind of token, frozen experts and validation are compiled for themselves, which may be more than the eight
+    # that are allowed; beyond those all would be slow, and attention too large for any card.
+    config.recompile_limit = max(config.recompile_limit, 32)
+    return torch.compile(function)
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:

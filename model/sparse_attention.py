@@ -6,13 +6,13 @@ order they come in: a sample's tokens then lie in few blocks, where texts of all
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from model.attention import AttentionRules
+from model.fused import compiled
 
 DEVICES = ("cuda",)
 SIDE = 128
@@ -120,7 +120,6 @@ class _Permuted(torch.autograd.Function):
         return grad.index_select(0, inverse), None, None
 
 
-@cache
 def _kernel(device: str) -> Callable:
     """Compiled where it runs fused; elsewhere as it is, which is slow but gives the same numbers."""
-    return torch.compile(flex_attention) if device in DEVICES else flex_attention
+    return compiled(flex_attention) if device in DEVICES else flex_attention
