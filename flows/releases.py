@@ -1,9 +1,13 @@
 """Releases of the corpus: made from its sources, and found again."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from infra.records import digest, source_fingerprint, utc_now
+
+# Records of releases: there may be hundreds, and each read by itself waits for the store.
+READ_AT_ONCE = 16
 
 
 class ReleaseConflict(RuntimeError):
@@ -130,7 +134,8 @@ def all_releases(store) -> list[dict]:
     Raises:
         CorruptObject: the record of one is damaged.
     """
-    records = [store.get_json(entry.key, ("tag", "created_at")) for entry in store.list("releases/")]
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        records = list(pool.map(lambda entry: store.get_json(entry.key, ("tag", "created_at")), store.list("releases/")))
     return sorted(records, key=lambda r: (r["created_at"], int(r["tag"].rsplit(".", 1)[1])))
 
 
