@@ -3,6 +3,8 @@
 `bench.network` adds these rows where a GPU is at hand.
 """
 
+from math import isnan
+
 import torch
 
 from bench.rows import Row, rates, seconds
@@ -11,9 +13,8 @@ from model.packing import PackedSequence, TextItem, VAEItem, pack
 from model.plan import layer_parameters
 from model.tokenizer import TextTokenizer
 from model.unimedvl import UniMedVL
+from ray_jobs.meter import gpu_peak
 
-# Dense bfloat16 TFLOP/s by the data sheet.
-PEAKS = {"H100": 989.0, "H200": 989.0, "H800": 989.0, "A100": 312.0, "A800": 312.0}
 # The layers are the 14B's; a small vocabulary, so that the slice's time is its layers'.
 SLICE = ModelConfig(
     llm={"vocab_size": 4096, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 4, "num_attention_heads": 28, "num_key_value_heads": 4},
@@ -25,9 +26,9 @@ SLICE = ModelConfig(
 def measure(model: UniMedVL, quick: bool) -> list[Row]:
     """All rows of this page, of the slice on the GPU at hand."""
     card = torch.cuda.get_device_name()
-    peak = next((tflops for name, tflops in PEAKS.items() if name in card), None)
-    if peak is None:
-        raise SystemExit(f"bench/layer_slice.py knows no peak of {card}: add it to PEAKS from its data sheet")
+    peak = gpu_peak(card)
+    if isnan(peak):
+        raise SystemExit(f"ray_jobs/meter.py knows no peak of {card}: add it to PEAKS from its data sheet")
     return [
         utilisation(model, mixed(SLICE, texts=7, words=2046, images=4, caption=510, side=128), peak, repeats=2 if quick else 10),
         drawing(model, batch=4, steps=4 if quick else 50, size=(512, 512), repeats=1 if quick else 3),
@@ -77,8 +78,8 @@ def _sample_start(batch: PackedSequence, place: int) -> int:
     return start
 
 
-def utilisation(model: UniMedVL, batch: PackedSequence, peak_tflops: float, repeats: int) -> Row:
-    """Forward and backward of one pack, as a share of the peak."""
+def utilisation(model: UniMedVL, batch: PackedSequence, peak: float, repeats: int) -> Row:
+    """Forward and backward of one pack, as a share of the peak in FLOP/s."""
     work, batch = flops(model.config, batch), batch.to(model.device)
     noise = torch.randn(batch.latents.shape, device=model.device)
     model.train()
@@ -88,7 +89,7 @@ def utilisation(model: UniMedVL, batch: PackedSequence, peak_tflops: float, repe
         (0.25 * losses.ce.mean() + losses.mse.mean()).backward()
         model.zero_grad(set_to_none=True)
 
-    share = work / seconds(step, repeats) / (peak_tflops * 1e12)
+    share = work / seconds(step, repeats) / peak
     layers = model.config.llm.num_hidden_layers
     return Row(f"MFU, {layers} layers, {batch.length:,} tokens, bf16", 100 * share, "%", "the card's peak", 100.0, goal=0.45)
 

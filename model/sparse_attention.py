@@ -27,12 +27,6 @@ class SparseLayout:
     places: Tensor
 
 
-def sparse_layout(sample_lens: Sequence[int], split_lens: Sequence[int], attn_modes: Sequence[str], order: Tensor) -> SparseLayout:
-    """Of a packed sequence whose tokens come in `order` [N] (indexes of the sequence)."""
-    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return SparseLayout(block_mask(sample_lens, split_lens, attn_modes, order.device), order, places)
-
-
 def block_mask(sample_lens: Sequence[int], split_lens: Sequence[int], attn_modes: Sequence[str], device: torch.device | str) -> BlockMask:
     """The mask of a packed sequence of N tokens."""
     rules, lengths = AttentionRules(split_lens, attn_modes), torch.tensor(sample_lens)

@@ -120,27 +120,28 @@ class UniMedVL(InferenceMixin, nn.Module):
         """Last hidden states [N, hidden] in expert order, and `place` [N]: sequence index -> row of them."""
         order = _expert_order(pack)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        layout = self._layout(pack, order, cached=False, freeze_und=freeze_und)
+        layout = self._layout(pack, order, place, freeze_und)
         return self.language_model(self._embedded(pack, latents, t), pack.position_ids[order], layout), place
 
     def read(self, pack: PackedSequence, cache: KVCache) -> None:
         """Fill a cache with the keys and values of a pack of contexts, one a row."""
         order, t = _expert_order(pack), self.shifted_timesteps(pack.timestep_draws)
-        layout = self._layout(pack, order, cached=True, freeze_und=False)
+        layout = self._layout(pack, order)
         self.language_model(self._embedded(pack, pack.latents, t), pack.position_ids[order], layout, cache, only_keys=True)
 
     def _embedded(self, pack: PackedSequence, latents: Tensor, t: Tensor) -> Tensor:
         """All tokens as decoder inputs [N, hidden] in expert order."""
         return torch.cat([self.embed_text(pack.text_ids), self.embed_vit(pack), self.embed_latents(latents, t, pack.latent_position_ids)])
 
-    def _layout(self, pack: PackedSequence, order: Tensor, cached: bool, freeze_und: bool) -> Layout:
+    def _layout(self, pack: PackedSequence, order: Tensor, place: Tensor | None = None, freeze_und: bool = False) -> Layout:
+        """How tokens in expert order lie; `place` is the inverse of `order`, None where a cache holds them."""
         like, n_und = self.language_model.lm_head.weight, len(pack.text_indexes) + len(pack.vit_indexes)
         rule = pack.sample_lens, pack.split_lens, pack.attn_modes
-        if self.sparse_attention and not cached:
-            from model.sparse_attention import sparse_layout
+        if self.sparse_attention and place is not None:
+            from model.sparse_attention import SparseLayout, block_mask
 
-            return Layout((), None, n_und, freeze_und, self.runs_every_part, sparse_layout(*rule, order))
-        blocks, slots = lay_out(*rule, like, in_one=cached)
+            return Layout((), None, n_und, freeze_und, self.runs_every_part, SparseLayout(block_mask(*rule, order.device), order, place))
+        blocks, slots = lay_out(*rule, like, in_one=place is None)
         text_alone = len(pack.text_indexes) == len(slots) == sum(block.places for block in blocks)
         in_place = text_alone and torch.equal(slots, torch.arange(len(slots)))
         return Layout(blocks, None if in_place else slots.to(like.device)[order], n_und, freeze_und, self.runs_every_part)

@@ -126,8 +126,8 @@ class Stepper:
 
     def _sum_gradients(self, losses: Tensor) -> Tensor:
         """Add up unsharded gradients, and the losses with them; returns the losses."""
-        if self.gradients and self.place.workers > 1:
-            return self.gradients.sum_over_workers(losses)
+        if self.gradients:
+            return self.gradients.sum_over_workers(losses) if self.place.workers > 1 else losses
         for parameter in self.state.parameters.values():
             if parameter.grad is None:
                 # What met no pack has a gradient of zero, and its moments decay like all others.

@@ -25,10 +25,10 @@ DRAWINGS = 4
 class Validation:
     """Scores the averaged weights, which are the ones that ship. The same packs every time, without dropout."""
 
-    def __init__(self, reader: ReleaseReader, model: UniMedVL, stage: StageParams, seed: int, numbers: list[int], streams: int, place: Place, sharded: bool):
+    def __init__(self, reader: ReleaseReader, model: UniMedVL, stage: StageParams, seed: int, numbers: list[int], streams: int, place: Place, sharded: bool, half: bool = False):
         self.reader, self.model, self.stage, self.place, self.sharded, self.seed = reader, model, stage, place, sharded, seed
         quiet = stage.model_copy(update={"dropout": Dropout(text=0, vit=0, vae=0), "shift_pixels": 0, "replay": None, "modalities": _held(reader, stage)})
-        loader = Loader(reader, Planner(model, quiet), quiet, seed, numbers, streams, prefetch=1, split="val")
+        loader = Loader(reader, Planner(model, quiet, half=half), quiet, seed, numbers, streams, prefetch=1, split="val")
         try:
             self.packs = [(f"val-{name}-{number}", pack) for number in range(PACKS) for name, pack in next(loader).packs.items()]
         finally:
