@@ -3,12 +3,17 @@
 A pass costs the memory it touches, and one after another they would touch it several times.
 """
 
+import threading
 from collections.abc import Callable
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Held while something is compiled: tracing replaces what modules do when they are called, and does so for all threads. Who
+# calls modules in a thread beside the one that trains holds it meanwhile.
+COMPILING = threading.Lock()
 
 
 def normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -34,7 +39,16 @@ def compiled(function: Callable) -> Callable:
     # Packs without a kind of token, frozen experts and validation are compiled for themselves, which may be more than the eight
     # that are allowed; beyond those all would be slow, and attention too large for any card.
     config.recompile_limit = max(config.recompile_limit, 32)
+    _hold_while_compiling()
     return torch.compile(function)
+
+
+@cache
+def _hold_while_compiling() -> None:
+    from torch._dynamo import on_compile_end, on_compile_start
+
+    on_compile_start(lambda told: COMPILING.acquire())
+    on_compile_end(lambda told: COMPILING.release())
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -43,7 +43,8 @@ def shard(model: UniMedVL, mesh: DeviceMesh, compute_dtype: torch.dtype | None =
     for unit in units(model):
         fully_shard(unit, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, ignored_params=set(model.vae.parameters()))
-    for unit in (*units(model), model):
+    # Alone there is nothing to average, and a factor would cost a pass over all gradients.
+    for unit in (*units(model), model) if mesh.size() > 1 else ():
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
     model.runs_every_part = True

@@ -7,8 +7,25 @@ from torch import Tensor, nn
 from model.config import VAEConfig
 
 
+class _GroupNorm(nn.GroupNorm):
+    """As published. On a GPU one picture's groups are too few for the usual kernel, which sums each in one block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _normed_widely(x, self) if x.is_cuda and len(x) == 1 else super().forward(x)
+
+
+def _normed_widely(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """The group norm of one picture [1, c, H, W] in passes that take the whole device; float32 where autocast would have it so."""
+    wide = x.float().contiguous()
+    variance, mean = torch.var_mean(wide.view(norm.num_groups, -1), dim=1, correction=0, keepdim=True)
+    scale = norm.weight.float().view(norm.num_groups, -1) * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias.float().view(norm.num_groups, -1) - mean * scale
+    y = torch.addcmul(shift.view(1, -1, 1, 1), wide, scale.view(1, -1, 1, 1))
+    return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
+
+
 def _norm(channels: int, groups: int) -> nn.GroupNorm:
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return _GroupNorm(groups, channels, eps=1e-6)
 
 
 class _ResBlock(nn.Module):

@@ -18,6 +18,7 @@ from corpus.sample import Image, Part, Sample
 from model import UniMedVL
 from model.config import ResizeRule
 from model.curriculum import StageParams
+from model.fused import COMPILING
 from model.packing import Item, TextItem, VAEItem, ViTItem
 from model.preprocess import fit, resize, to_planes
 
@@ -81,7 +82,7 @@ class Planner:
 
     def _load_latent(self, data: bytes) -> Tensor:
         picture = resize(Pillow.open(io.BytesIO(data)), self._vae_rule)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self._half):
+        with COMPILING, torch.autocast("cuda", torch.bfloat16, enabled=self._half):
             return self._encode([picture])[0].float().cpu()
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from model import fused, gate, norm
+from model import fused, gate, norm, vae
 from model.positions import rotary
 
 
@@ -35,3 +36,15 @@ def test_formulas_agree(name):
         found.append((y, *torch.autograd.grad((y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum(), (x, weight))))
     for mine, theirs in zip(*found):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_group_norm_over_the_whole_device_agrees(order):
+    rng = torch.Generator().manual_seed(1)
+    layer = torch.nn.GroupNorm(4, 12, eps=1e-6)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, 1.0, generator=rng)
+    x = (3 + torch.randn((1, 12, 7, 9), generator=rng)).contiguous(memory_format=order)
+    torch.testing.assert_close(vae._normed_widely(x, layer), F.group_norm(x, 4, layer.weight, layer.bias, 1e-6), rtol=1e-5, atol=1e-5)
+    half = vae._normed_widely(x.bfloat16(), layer.bfloat16())
+    assert half.dtype is torch.bfloat16

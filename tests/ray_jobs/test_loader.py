@@ -14,6 +14,7 @@ from corpus.reader import ReleaseReader
 from corpus.shard_cache import ShardCache
 from infra.store import StoreUnavailable, corpus_store
 from model.curriculum import Dropout, StageParams
+from model.fused import compiled
 from model.preprocess import target_size
 from ray_jobs.loader import Loader
 from ray_jobs.place import alone
@@ -361,3 +362,24 @@ def test_the_real_mixture_fills_packs(s3, shared_data, model, tmp_path):
         budget = stage.model_copy(update={"tokens_per_pack": tokens})
         batches = taken(Loader(opened, planner, budget, 5, [0], 1), steps)
         assert sum(batch.tokens for batch in batches) / sum(batch.capacity for batch in batches) >= 0.97
+
+
+def test_pictures_are_encoded_once_nothing_is_being_compiled(model):
+    """The compiler's tracer replaces, in all threads, what modules do."""
+    planner, planned = Planner(model, STAGE), []
+    drawn = threading.Thread(target=lambda: planned.append(planner.plan(sample(1, "generation"), Random(1))))
+
+    class Traced(torch.nn.Module):
+        def forward(self, x):
+            drawn.start()
+            drawn.join(0.5)
+            return x + 1
+
+    def backend(graph, inputs):
+        torch.fx.symbolic_trace(Traced())
+        return graph.forward
+
+    compiled(torch.neg)
+    torch.compile(lambda x: 2 * x, backend=backend)(torch.ones(2))
+    drawn.join(30)
+    assert len(planned) == 1
