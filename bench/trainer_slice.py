@@ -57,7 +57,7 @@ def _rows(params: Params, release: str, stage: StageParams, training: TrainingPa
     rate, mfu, wait = (statistics.median(line[name] for line in lines) for name in ("tokens_per_s", "mfu", "wait"))
     strict = rate * told.flops / told.tokens / gpu_peak(torch.cuda.get_device_name())
     again = training.activation_checkpointing
-    what, goal = f"{config.llm.num_hidden_layers} layers, activations {'computed again' if again else 'kept'}", GOAL * (USEFUL if again else 1)
+    what, goal = f"{config.llm.num_hidden_layers} layers, activations {'computed again' if again else 'kept'}", round(GOAL * (USEFUL if again else 1), 2)
     print(f"{what}: {torch.cuda.max_memory_allocated() / 1e9:.1f} of {memory:.1f} GB at most; MFU as the log counts it {mfu:.1%}", file=sys.stderr, flush=True)
     return [
         Row(f"the trainer's MFU, {what}", 100 * strict, "%", "the card's peak", 100.0, goal=goal),
