@@ -25,7 +25,7 @@ from corpus.sample import Sample
 from corpus.settle import settle
 from corpus.shards import DATA, INDEX
 from infra.records import digest, source_fingerprint, utc_now
-from infra.store import MissingObject, ObjectStore, PreconditionFailed
+from infra.store import READ_AT_ONCE, MissingObject, ObjectStore, PreconditionFailed
 
 Examined = list[Sample] | Rejection
 # How records become samples: one after the other, or on many cores; in order either way.
@@ -140,7 +140,8 @@ def _settled(store: ObjectStore, params: CorpusParams, name: str, listed: list[d
     """
     stale = {s["shard"]: stale[s["shard"]] for s in listed if s["shard"] in stale}
     removed = {shard: list(rows) for shard, rows in stale.items()}
-    table = index.join([index.read(store.get(s["index_key"]), s["shard"], stale.get(s["shard"], ())) for s in listed])
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        table = index.join(list(pool.map(lambda s: index.read(store.get(s["index_key"]), s["shard"], stale.get(s["shard"], ())), listed)))
     settled = settle(table, params.quality.near_distance)
     late, kept = table.filter(pa.array(~settled.kept)), table.filter(pa.array(settled.kept))
     for shard, row in zip(late["shard"].to_pylist(), late["row"].to_pylist()):
@@ -328,4 +329,5 @@ def _conflict(name: str) -> SourceConflict:
 def sources(store: ObjectStore) -> list[dict]:
     """Records of all sources taken in, by name."""
     keys = [entry.key for entry in store.list("intake/") if entry.key.count("/") == 1 and entry.key.endswith(".json")]
-    return [store.get_json(key) for key in keys]
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        return list(pool.map(store.get_json, keys))

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 
 from corpus import index, shards
 from corpus.sample import Sample
-from infra.store import ObjectStore
+from infra.store import READ_AT_ONCE, ObjectStore
 
 
 class Known:
@@ -21,7 +22,8 @@ class Known:
 
     def __init__(self, shards: list[dict], store: ObjectStore, forgotten: set[str], origins: bytes | None):
         """`origins` is what an earlier reading had to say of them (see `origins`)."""
-        tables = [index.read(store.get(s["index_key"]), s["shard"]) for s in shards]
+        with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+            tables = list(pool.map(lambda s: index.read(store.get(s["index_key"]), s["shard"]), shards))
         self.table = index.join([table for table in tables if forgotten.isdisjoint(table["patient"].unique().to_pylist())])
         self.used = np.zeros(len(self.table), dtype=bool)
         self.origin = _told_since(self.table, origins) if origins else index.column(self.table, "origin").copy()

@@ -4,7 +4,8 @@ Ridge regression on random Fourier features (Rahimi and Recht, NeurIPS 2007), on
 equal indexes give equal verdicts, and cheap enough to be fitted anew at every release. docs/data.md gives its rates.
 """
 
-from collections.abc import Iterator
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ _KINDS = {"CXR": "X-ray", "Histopathology": "Microscopy"}
 _FOLDS, _WAVES, _WIDTH, _RIDGE = 5, 512, 0.5, 0.3
 # Pictures of one source and kind that are learned from; more of the same teach nothing new.
 _LEARNED = 400
-_CHUNK = 2**16
+# Rows that are judged in one product, and folds at a time: what is in memory.
+_CHUNK, _AT_ONCE = 2**13, min(_FOLDS, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ def disagreements(table: pa.Table, params: ModalityParams) -> list[Verdict]:
     if enough.sum() < 2:
         return []
     learned = data.learned(known)
-    # One thread: the matrices are small, and threads that wait for a busy core take many times as long.
-    with threadpool_limits(1, "blas"):
-        scores = _scores(data.features, data.fold, learned, data.kind[learned], len(data.kinds))
+    # One thread a product: the matrices are small, and threads that wait for a busy core take many times as long.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_AT_ONCE) as pool:
+        scores = _scores(data.features, data.fold, learned, data.kind[learned], len(data.kinds), pool)
     best = np.argmax(scores, axis=1)
     margin = scores[np.arange(len(scores)), best] - scores[np.arange(len(scores)), data.kind]
     trusted = _trusted(data.kind[data.first], best[data.first], params, len(data.kinds))
@@ -115,21 +117,30 @@ class _Pictures:
         return rows[order[place < _LEARNED]]
 
 
-def _scores(x: np.ndarray, fold: np.ndarray, learned: np.ndarray, kind: np.ndarray, kinds: int) -> np.ndarray:
-    """How much each row of features looks like each kind [n, kinds], by what was learned from the other folds."""
+def _scores(x: np.ndarray, fold: np.ndarray, learned: np.ndarray, kind: np.ndarray, kinds: int, pool: ThreadPoolExecutor) -> np.ndarray:
+    """How much each row of features looks like each kind [n, kinds], by what was learned from the other folds. Folds go side by side."""
     wave = _Waves(x[learned])
     target = np.eye(kinds)[kind]
     weight = 1 / np.sqrt(np.bincount(kind, minlength=kinds)[kind])
     weight /= weight.mean()
-    within = [(wave(x[learned[part]]).astype(np.float64), part) for part in (fold[learned] == f for f in range(_FOLDS))]
-    gram = np.array([(a * weight[part, None]).T @ a for a, part in within])
-    moment = np.array([(a * weight[part, None]).T @ target[part] for a, part in within])
-    ridge = _RIDGE * np.eye(gram.shape[1])
-    solved = [np.linalg.solve(gram.sum(axis=0) - gram[f] + ridge, moment.sum(axis=0) - moment[f]).astype(np.float32) for f in range(_FOLDS)]
     scores = np.empty((len(x), kinds), dtype=np.float32)
-    for start, f in ((start, f) for start in range(0, len(x), _CHUNK) for f in range(_FOLDS)):
-        rows = start + np.flatnonzero(fold[start : start + _CHUNK] == f)
-        scores[rows] = wave(x[rows]) @ solved[f]
+
+    def summed(f: int) -> tuple[np.ndarray, np.ndarray]:
+        part = fold[learned] == f
+        waves = wave(x[learned[part]]).astype(np.float64)
+        weighted = (waves * weight[part, None]).T
+        return weighted @ waves, weighted @ target[part]
+
+    gram, moment = map(np.array, zip(*pool.map(summed, range(_FOLDS))))
+    ridge = _RIDGE * np.eye(gram.shape[1])
+
+    def judge(f: int) -> None:
+        solved = np.linalg.solve(gram.sum(axis=0) - gram[f] + ridge, moment.sum(axis=0) - moment[f]).astype(np.float32)
+        rows = np.flatnonzero(fold == f)
+        for some in (rows[start : start + _CHUNK] for start in range(0, len(rows), _CHUNK)):
+            scores[some] = wave(x[some]) @ solved
+
+    list(pool.map(judge, range(_FOLDS)))
     return scores
 
 

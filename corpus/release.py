@@ -24,7 +24,7 @@ from corpus.readers import package_images
 from corpus.record import Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
-from infra.records import digest, source_fingerprint, write_atomic, write_json_atomic
+from infra.records import digest, read_yaml, source_fingerprint, write_atomic, write_json_atomic
 from infra.store import MissingObject, ObjectStore
 
 CARD, QUARANTINE, VALIDATION, REMOVED = "card.json", "quarantine.parquet", "validation.json", "removed.json"
@@ -56,7 +56,7 @@ def listed(path: Path) -> list:
         BadSources: it cannot be read, or an entry is no source.
     """
     try:
-        content = yaml.safe_load(path.read_text())
+        content = read_yaml(path)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadSources(f"{path} cannot be read: {error}") from None
     entries = content.get("sources") if isinstance(content, dict) else None
@@ -76,12 +76,12 @@ def read_sources(path: Path) -> list[dict]:
 
 def read_decisions(path: Path, store: ObjectStore) -> review.Decisions:
     """The decisions of people that sources.yaml pins; none if it pins none."""
-    return review.read(store, yaml.safe_load(path.read_text()).get("decisions"))
+    return review.read(store, read_yaml(path).get("decisions"))
 
 
 def last_release(path: Path) -> dict[str, dict] | None:
     """What sources.yaml says of the release before this one: `by_source` of its card."""
-    return yaml.safe_load(path.read_text()).get("last_release", {}).get("by_source")
+    return read_yaml(path).get("last_release", {}).get("by_source")
 
 
 def build(
@@ -104,10 +104,10 @@ def build(
     """
     parts: list[_Part] = []
     aside: list[Rejection] = []
-    for source in sources:
-        found, rejected = _read(source, params, store, salt, decisions)
-        parts, aside = parts + found, aside + rejected
-        on_step(f"{source['name']}: {sum(len(part.table) for part in found)} samples, {len(rejected)} kept aside")
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for source, (found, rejected) in zip(sources, pool.map(lambda source: _read(source, params, store, salt, decisions), sources)):
+            parts, aside = parts + found, aside + rejected
+            on_step(f"{source['name']}: {sum(len(part.table) for part in found)} samples, {len(rejected)} kept aside")
     table = index.join([part.table for part in parts])
     settled = settle(table, params.quality.near_distance, decisions.rows(table, accepted=True))
     scores = alignment.measure(table, {part.name: part.key for part in parts}, params.quality.alignment, scorer, store)

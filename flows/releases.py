@@ -4,10 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
-from infra.records import digest, source_fingerprint, utc_now
-
-# Records of releases: there may be hundreds, and each read by itself waits for the store.
-READ_AT_ONCE = 16
+from infra.records import digest, source_fingerprint, to_yaml, utc_now
 
 
 class ReleaseConflict(RuntimeError):
@@ -134,6 +131,8 @@ def all_releases(store) -> list[dict]:
     Raises:
         CorruptObject: the record of one is damaged.
     """
+    from infra.store import READ_AT_ONCE
+
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         records = list(pool.map(lambda entry: store.get_json(entry.key, ("tag", "created_at")), store.list("releases/")))
     return sorted(records, key=lambda r: (r["created_at"], int(r["tag"].rsplit(".", 1)[1])))
@@ -148,11 +147,9 @@ def _sources(repo, taken_in: list[dict]) -> list:
 
 def _yaml(inputs: dict, parent: dict | None) -> str:
     """sources.yaml of the clone; what the parent held is what balance is compared with."""
-    import yaml
-
     last = {"last_release": {"tag": parent["tag"], "by_source": parent["card"].get("by_source", {})}} if parent else {}
     decided = {"decisions": inputs["decisions"]} if inputs["decisions"] else {}
-    return yaml.safe_dump({"sources": inputs["sources"]} | decided | last, sort_keys=False)
+    return to_yaml({"sources": inputs["sources"]} | decided | last)
 
 
 def _changed(parent: dict | None, card: dict) -> dict[str, int]:

@@ -17,10 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
-
 from infra.lease import LeaseHeld
-from infra.records import source_fingerprint, write_atomic
+from infra.records import read_yaml, source_fingerprint, write_atomic
 from infra.settings import Settings, get_settings
 from infra.store import MissingObject, ObjectStore, PreconditionFailed
 
@@ -159,7 +157,7 @@ class CorpusRepo:
 
     def dvc_hash(self) -> str:
         """The hash DVC gave the release folder."""
-        lock = yaml.safe_load((self.path / "dvc.lock").read_text())
+        lock = read_yaml(self.path / "dvc.lock")
         return lock["stages"]["release"]["outs"][0]["md5"]
 
     def commit_and_tag(self, message: str, tag: str) -> None:

@@ -51,6 +51,24 @@ def write_json_atomic(path: Path, obj: object) -> None:
     write_atomic(path, json.dumps(obj, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
+def read_yaml(path: Path) -> object:
+    """What a YAML file holds; read in C where PyYAML was built so, since a release names thousands of shards.
+
+    Raises:
+        OSError, ValueError, yaml.YAMLError: it cannot be read.
+    """
+    import yaml
+
+    return yaml.load(path.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
+def to_yaml(obj: object) -> str:
+    """YAML with keys in the order they come in."""
+    import yaml
+
+    return yaml.dump(obj, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+
+
 def source_fingerprint(*packages: str, root: Path | None = None) -> str:
     """Hash of the Python sources of packages, of those below `root` if it is given: a changed step is not taken for the one that ran before."""
     sources = {}

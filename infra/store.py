@@ -12,6 +12,9 @@ from pathlib import Path
 
 from infra.settings import Settings, get_settings
 
+# Small objects, of which there may be hundreds: read one after the other, each waits for the store.
+READ_AT_ONCE = 16
+
 
 class MissingObject(KeyError):
     """No object under this key."""
