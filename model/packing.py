@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig, ViTConfig
+from model.config import ModelConfig
 from model.positions import grid_ids
 from model.preprocess import scaled
 from model.vae import latent_to_tokens
@@ -59,7 +59,7 @@ Mode = Literal["causal", "full", "noise"]
 class PackedSequence:
     """One packed batch of N tokens; `*_indexes` are places in the sequence.
 
-    `vit_patches` [P, p*p*3] are in 8 bits where all pictures were: the eye scales them, on its own device.
+    `pictures` are as their items hold them: they are cut into patches of `vit_patch_size` where they are looked at.
     `latents` [M, latent_dim] are clean; `timestep_draws` [M] are raw normal draws, `-inf` for context, and
     `target_rows` are the rows of both that carry a loss.
     `rope_ends` is the rotary counter after each sample, where generation continues.
@@ -67,7 +67,8 @@ class PackedSequence:
 
     text_ids: Tensor
     text_indexes: Tensor
-    vit_patches: Tensor
+    pictures: list[Tensor]
+    vit_patch_size: int
     vit_indexes: Tensor
     vit_position_ids: Tensor
     vit_lengths: list[int]
@@ -89,10 +90,16 @@ class PackedSequence:
     def length(self) -> int:
         return len(self.position_ids)
 
+    @property
+    def vit_patches(self) -> Tensor:
+        """[P, p*p*3] of all pictures, in 8 bits where all of them are: the eye scales them, on its own device."""
+        return _patches(self.pictures, self.vit_lengths, self.vit_patch_size, self.position_ids.device)
+
     def to(self, device: torch.device | str) -> "PackedSequence":
         """The same pack on a device; the host does not wait for the copies."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
+        there = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return replace(self, pictures=[_sent(picture, device) for picture in self.pictures], **there)
 
 
 def length_weight(length: int) -> float:
@@ -210,7 +217,8 @@ def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
     return PackedSequence(
         text_ids=_numbers(packer.text_ids),
         text_indexes=_numbers(packer.text_indexes),
-        vit_patches=_patches(packer.pictures, packer.vit_lengths, config.vit),
+        pictures=packer.pictures,
+        vit_patch_size=config.vit.patch_size,
         vit_indexes=_numbers(packer.vit_indexes),
         vit_position_ids=_cat_ids(packer.vit_position_ids),
         vit_lengths=packer.vit_lengths,
@@ -230,13 +238,20 @@ def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
     )
 
 
-def _patches(pictures: list[Tensor], lengths: list[int], config: ViTConfig) -> Tensor:
+def _sent(picture: Tensor, device: torch.device | str) -> Tensor:
+    """The picture (3, H, W) on a device; a grey one goes there once, not three times."""
+    if picture.stride(0) == 0:
+        return picture[:1].to(device, non_blocking=True).expand_as(picture)
+    return picture.to(device, non_blocking=True)
+
+
+def _patches(pictures: list[Tensor], lengths: list[int], side: int, device: torch.device) -> Tensor:
     """Patches of all pictures, scaled where some picture already is."""
     if any(picture.is_floating_point() for picture in pictures):
         pictures = [scaled(picture) for picture in pictures]
-    made = torch.empty(sum(lengths), config.num_channels * config.patch_size**2, dtype=pictures[0].dtype if pictures else None)
+    made = torch.empty(sum(lengths), 3 * side**2, dtype=pictures[0].dtype if pictures else None, device=device)
     for picture, place in zip(pictures, made.split(lengths)):
-        patchify(picture, config.patch_size, out=place)
+        patchify(picture, side, out=place)
     return made
 
 
