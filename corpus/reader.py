@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from corpus import index
 from corpus.sample import Sample
 from corpus.shard_cache import ShardCache
 from corpus.shards import DATA, INDEX
-from infra.store import ObjectStore
+from infra.store import READ_AT_ONCE, ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class ReleaseReader:
         removed = json.loads(cache.small(release["removed"]))
         self._files = [file for path, file in files.items() if not path.endswith(INDEX)]
         self.shards = [_name(file["path"], DATA) for file in self._files]
-        tables = [_table(cache, files[file["path"].removesuffix(DATA) + INDEX], removed) for file in self._files]
+        tables = _tables(cache, [files[file["path"].removesuffix(DATA) + INDEX] for file in self._files], removed)
         self.index = Index(index.join(tables), self.shards)
 
     def load(self, position: int) -> Sample:
@@ -95,12 +96,16 @@ def release_index(release: dict, store: ObjectStore, cache_dir: Path, uncounted:
     """The index of a whole release, without its pictures ever being fetched; if asked, with the rows of its shards that do not count."""
     cache = ShardCache(store, cache_dir)
     removed = {} if uncounted else json.loads(cache.small(release["removed"]))
-    return index.join([_table(cache, file, removed) for file in release["shards"] if file["path"].endswith(INDEX)])
+    return index.join(_tables(cache, [file for file in release["shards"] if file["path"].endswith(INDEX)], removed))
 
 
-def _table(cache: ShardCache, file: dict, removed: dict[str, list[int]]) -> pa.Table:
-    shard = _name(file["path"], INDEX)
-    return index.read(cache.small(file), shard, removed.get(shard, ()))
+def _tables(cache: ShardCache, files: list[dict], removed: dict[str, list[int]]) -> list[pa.Table]:
+    def table(file: dict) -> pa.Table:
+        shard = _name(file["path"], INDEX)
+        return index.read(cache.small(file), shard, removed.get(shard, ()))
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        return list(pool.map(table, files))
 
 
 def _name(path: str, suffix: str) -> str:
