@@ -27,6 +27,7 @@ from bench.rows import Row, report
 
 MODALITIES, SPLITS = ("CT", "MRI", "CXR"), ("train", "train", "train", "val", "test")
 FEW = {"phantoms": {"patients_per_modality": 10}, "expectations": {"modalities": list(MODALITIES), "min_per_modality": 10, "min_per_split": 5}}
+TURNS = 5
 DVC = "dvc add, dvc push of files"
 Found = TypeVar("Found")
 
@@ -132,7 +133,7 @@ def _decode_and_hash_looks(path: Path) -> tuple[str, str, str]:
 
 
 def releasing(folder: Path, count: int) -> list[Row]:
-    """First release, then the best of three without a change and of three after a change of 1 %, beside DVC on the files.
+    """First release, then the best of five without a change and of five after a change of 1 %, beside DVC on the files.
 
     DVC begins with the files, and so do we: a release is taking the pictures in, on all cores as `unimed data add` does it and as
     DVC does, and making the release of them.
@@ -144,8 +145,8 @@ def releasing(folder: Path, count: int) -> list[Row]:
     make_release(force=False, on_line=lambda line: None)  # the built-in sources, the clone of the repository
     dvc = _Files(folder, source)
     first, dvc_first = _turn(source), dvc.add_and_push()
-    idle, dvc_idle = _best((_turn(source), dvc.add_and_push()) for _ in range(3))
-    changed, dvc_changed = _best((_turn(source), dvc.add_and_push()) for turn in range(3) if _change(source, turn))
+    idle, dvc_idle = _best((_turn(source), dvc.add_and_push()) for _ in range(TURNS))
+    changed, dvc_changed = _best((_turn(source), dvc.add_and_push()) for turn in range(TURNS) if _change(source, turn))
     for name, turn in {"first": first, "without a change": idle, "after a change of 1 %": changed}.items():
         print(f"{name}: {turn.taken:.2f} s to take the pictures in, {turn.released:.2f} s to make the release of them", file=sys.stderr)
     return [
