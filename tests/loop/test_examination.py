@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -64,3 +65,13 @@ def test_a_killed_process_changes_nothing(crowd, killed):
         assert together[name] == alone[name]
     assert together["reasons"]["missing-image"] == len(range(0, COUNT, 50))
     assert [shard["shard"] for shard in together["shards"]] == [shard["shard"] for shard in alone["shards"]]
+
+
+def test_a_cluster_that_is_down_is_told_at_once():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{free.getsockname()[1]}"
+    for address in (nobody, f"ray://{nobody}"):
+        with pytest.raises(ConnectionError, match=f"the Ray cluster at {address} does not answer; .*--workers 1"):
+            examination.require_answer(address)
+    examination.require_answer("auto")
