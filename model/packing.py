@@ -118,18 +118,21 @@ def item_cost(item: Item, config: ModelConfig) -> int:
 
 @dataclass
 class _Packer:
+    """A sequence that grows; what pictures have much of is kept in runs."""
+
     config: ModelConfig
+    length: int = 0
     text_ids: list[int] = field(default_factory=list)
     text_indexes: list[int] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
     vit_lengths: list[int] = field(default_factory=list)
-    vit_indexes: list[int] = field(default_factory=list)
+    vit_indexes: list[np.ndarray] = field(default_factory=list)
     vit_position_ids: list[Tensor] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
-    latent_indexes: list[int] = field(default_factory=list)
+    latent_indexes: list[np.ndarray] = field(default_factory=list)
     latent_position_ids: list[Tensor] = field(default_factory=list)
-    timestep_draws: list[float] = field(default_factory=list)
-    position_ids: list[int] = field(default_factory=list)
+    timestep_draws: list[np.ndarray] = field(default_factory=list)
+    position_ids: list[np.ndarray] = field(default_factory=list)
     ce_indexes: list[int] = field(default_factory=list)
     ce_labels: list[int] = field(default_factory=list)
     ce_weights: list[float] = field(default_factory=list)
@@ -140,10 +143,10 @@ class _Packer:
     rope: int = 0
 
     def add_sample(self, items: list[Item]) -> None:
-        start, self.rope = len(self.position_ids), 0
+        start, self.rope = self.length, 0
         for item in items:
             self._add_item(item)
-        self.sample_lens.append(len(self.position_ids) - start)
+        self.sample_lens.append(self.length - start)
         self.rope_ends.append(self.rope)
 
     def _add_item(self, item: Item) -> None:
@@ -159,29 +162,22 @@ class _Packer:
     def _add_text(self, item: TextItem) -> None:
         special = self.config.special_tokens
         tokens = [special.bos_token_id, *item.ids, special.eos_token_id]
-        start = len(self.position_ids)
-        self._add_text_tokens(tokens)
-        self.position_ids.extend(range(self.rope, self.rope + len(tokens)))
-        self.rope += len(tokens)
+        start = self.length
+        self.text_ids.extend(tokens)
+        self.text_indexes.extend(range(start, start + len(tokens)))
         if item.loss:
             self.ce_indexes.extend(range(start, start + len(tokens) - 1))
             self.ce_labels.extend(tokens[1:])
             self.ce_weights.extend([length_weight(len(tokens) - 1)] * (len(tokens) - 1))
-        self._close_split(start, "causal")
-
-    def _add_text_tokens(self, tokens: list[int]) -> None:
-        start = len(self.position_ids)
-        self.text_ids.extend(tokens)
-        self.text_indexes.extend(range(start, start + len(tokens)))
+        self._close_split(np.arange(self.rope, self.rope + len(tokens)), "causal")
+        self.rope += len(tokens)
 
     def _add_image(self, item: ViTItem | VAEItem) -> None:
-        start, special = len(self.position_ids), self.config.special_tokens
-        self._add_text_tokens([special.start_of_image])
+        start, special = self.length, self.config.special_tokens
         count = self._add_vit(item, start + 1) if isinstance(item, ViTItem) else self._add_latent(item, start + 1)
-        self.text_ids.append(special.end_of_image)
-        self.text_indexes.append(start + 1 + count)
-        self.position_ids.extend([self.rope] * (count + 2))
-        self._close_split(start, "noise" if isinstance(item, VAEItem) and item.loss else "full")
+        self.text_ids.extend((special.start_of_image, special.end_of_image))
+        self.text_indexes.extend((start, start + 1 + count))
+        self._close_split(np.full(count + 2, self.rope), "noise" if isinstance(item, VAEItem) and item.loss else "full")
 
     def _add_vit(self, item: ViTItem, start: int) -> int:
         patch = self.config.vit.patch_size
@@ -190,7 +186,7 @@ class _Packer:
         self.pictures.append(item.pixels)
         self.vit_lengths.append(count)
         self.vit_position_ids.append(grid_ids(rows, columns, self.config.vit_max_num_patch_per_side))
-        self.vit_indexes.extend(range(start, start + count))
+        self.vit_indexes.append(np.arange(start, start + count))
         return count
 
     def _add_latent(self, item: VAEItem, start: int) -> int:
@@ -199,12 +195,14 @@ class _Packer:
         rows, columns = item.latent.shape[1] // patch, item.latent.shape[2] // patch
         self.latents.append(tokens)
         self.latent_position_ids.append(grid_ids(rows, columns, self.config.max_latent_size))
-        self.latent_indexes.extend(range(start, start + len(tokens)))
-        self.timestep_draws.extend([item.draw] * len(tokens))
+        self.latent_indexes.append(np.arange(start, start + len(tokens)))
+        self.timestep_draws.append(np.full(len(tokens), item.draw, dtype=np.float32))
         return len(tokens)
 
-    def _close_split(self, start: int, mode: Mode) -> None:
-        self.split_lens.append(len(self.position_ids) - start)
+    def _close_split(self, position_ids: np.ndarray, mode: Mode) -> None:
+        self.position_ids.append(position_ids)
+        self.length += len(position_ids)
+        self.split_lens.append(len(position_ids))
         self.attn_modes.append(mode)
 
 
@@ -213,21 +211,21 @@ def pack(samples: list[list[Item]], config: ModelConfig) -> PackedSequence:
     packer = _Packer(config)
     for items in samples:
         packer.add_sample(items)
-    target_rows = [row for row, draw in enumerate(packer.timestep_draws) if draw != CLEAN]
+    timestep_draws = _joined(packer.timestep_draws, np.float32)
     return PackedSequence(
         text_ids=_numbers(packer.text_ids),
         text_indexes=_numbers(packer.text_indexes),
         pictures=packer.pictures,
         vit_patch_size=config.vit.patch_size,
-        vit_indexes=_numbers(packer.vit_indexes),
+        vit_indexes=_joined(packer.vit_indexes),
         vit_position_ids=_cat_ids(packer.vit_position_ids),
         vit_lengths=packer.vit_lengths,
         latents=torch.cat(packer.latents) if packer.latents else torch.zeros(0, config.latent_dim),
-        latent_indexes=_numbers(packer.latent_indexes),
+        latent_indexes=_joined(packer.latent_indexes),
         latent_position_ids=_cat_ids(packer.latent_position_ids),
-        timestep_draws=torch.tensor(packer.timestep_draws),
-        target_rows=_numbers(target_rows),
-        position_ids=_numbers(packer.position_ids),
+        timestep_draws=timestep_draws,
+        target_rows=(timestep_draws != CLEAN).nonzero().flatten(),
+        position_ids=_joined(packer.position_ids),
         ce_indexes=_numbers(packer.ce_indexes),
         ce_labels=_numbers(packer.ce_labels),
         ce_weights=torch.tensor(packer.ce_weights),
@@ -258,6 +256,11 @@ def _patches(pictures: list[Tensor], lengths: list[int], side: int, device: torc
 def _numbers(values: list[int]) -> Tensor:
     """[n] int64; by way of numpy in a quarter of the time."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
+
+
+def _joined(runs: list[np.ndarray], dtype: type = np.int64) -> Tensor:
+    """[n] of all runs, one behind another."""
+    return torch.from_numpy(np.concatenate(runs, dtype=dtype) if runs else np.zeros(0, dtype=dtype))
 
 
 def _cat_ids(ids: list[Tensor]) -> Tensor:

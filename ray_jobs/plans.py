@@ -22,6 +22,9 @@ from model.fused import COMPILING
 from model.packing import Item, TextItem, VAEItem, ViTItem
 from model.preprocess import fit, resize, to_planes
 
+# Pictures seen once that are known again: as many small ones (4 KB) as half of the cache holds.
+SEEN = 2**17
+
 
 class Planner:
     """Turns samples into items for one network, and remembers decoded pictures by content.
@@ -36,8 +39,8 @@ class Planner:
         self._ids = lru_cache(maxsize=2**16)(model.tokenizer.encode)
         self._vit_rule = _within(model.config.image.vit, stage.resolution.vit)
         self._vae_rule = _within(model.config.image.vae, stage.resolution.vae)
-        self._edged = _by_content(self._load_edged, cached_bytes // 2)
-        self._latent = _by_content(self._load_latent, cached_bytes // 2)
+        self._edged = _by_content(self._load_edged, cached_bytes // 2, at_once=False)
+        self._latent = _by_content(self._load_latent, cached_bytes // 2, at_once=True)
 
     def plan(self, sample: Sample, rng: random.Random) -> list[Item]:
         """Items of one draw of a sample; `rng` decides turns, dropout and noise level."""
@@ -91,9 +94,14 @@ def _within(rule: ResizeRule, sides: tuple[int, int] | None) -> ResizeRule:
     return rule.model_copy(update={"min_size": sides[0], "max_size": sides[1]}) if sides else rule
 
 
-def _by_content(load: Callable[..., Tensor], most: int) -> Callable:
-    """Cache `load` by the image's hash rather than by its bytes, and what else it is told; the results may take so many bytes."""
+def _by_content(load: Callable[..., Tensor], most: int, at_once: bool) -> Callable:
+    """Cache `load` by the image's hash rather than by its bytes, and what else it is told.
+
+    What is cheap is held from its second sight on, so that a pass over what comes once takes no memory. The results may
+    take so many bytes, and those held stay: passes are shuffled, and giving up the oldest would lose most before they come again.
+    """
     held: dict[tuple, Tensor] = {}
+    seen: set[int] = set()
     size = 0
 
     def get(image: Image, *told: int) -> Tensor:
@@ -102,10 +110,13 @@ def _by_content(load: Callable[..., Tensor], most: int) -> Callable:
         found = held.get(key)
         if found is None:
             found = load(image.data, *told)
-            held[key] = found
-            size += found.nbytes
-            while size > most and len(held) > 1:
-                size -= held.pop(next(iter(held))).nbytes
+            if not at_once and hash(key) not in seen:
+                if len(seen) == SEEN:
+                    seen.clear()
+                seen.add(hash(key))
+            elif size + found.nbytes <= most:
+                held[key] = found
+                size += found.nbytes
         return found
 
     return get
