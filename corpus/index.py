@@ -81,12 +81,12 @@ def to_bytes(rows: list[dict]) -> bytes:
     return buffer.getvalue()
 
 
-def read(data: bytes, shard: str, removed: Sequence[int] = ()) -> pa.Table:
-    """The index of a shard with the place of each row, less the rows that were removed."""
+def read(data: bytes, shard: str, removed: Sequence[int] = (), columns: list[str] | None = None) -> pa.Table:
+    """The index of a shard with the place of each row, less the rows that were removed; of its columns all, or these."""
     # Without threads: one that still starts up while Python ends aborts the process.
-    table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
+    table = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
     rows = np.arange(len(table), dtype=np.int32)
-    if "others" not in table.column_names:  # of a shard that was written before there was this column
+    if columns is None and "others" not in table.column_names:  # of a shard that was written before there was this column
         table = table.append_column("others", pa.nulls(len(table), SCHEMA.field("others").type))
     table = table.append_column("shard", pa.repeat(pa.scalar(shard), len(table)).dictionary_encode())
     table = table.append_column("row", pa.array(rows))

@@ -33,6 +33,7 @@ class Index:
     """The samples of a release as columns; an `Entry` is made when it is asked for. Millions of rows take some tens of bytes each."""
 
     WORDS = ("task", "modality", "source", "split")
+    COLUMNS = ["id", *WORDS]
 
     def __init__(self, table: pa.Table, shards: list[str]):
         numbers = {name: number for number, name in enumerate(shards)}
@@ -75,7 +76,7 @@ class ReleaseReader:
         removed = json.loads(cache.small(release["removed"]))
         self._files = [file for path, file in files.items() if not path.endswith(INDEX)]
         self.shards = [_name(file["path"], DATA) for file in self._files]
-        tables = _tables(cache, [files[file["path"].removesuffix(DATA) + INDEX] for file in self._files], removed)
+        tables = _tables(cache, [files[file["path"].removesuffix(DATA) + INDEX] for file in self._files], removed, Index.COLUMNS)
         self.index = Index(index.join(tables), self.shards)
 
     def load(self, position: int) -> Sample:
@@ -99,10 +100,10 @@ def release_index(release: dict, store: ObjectStore, cache_dir: Path, uncounted:
     return index.join(_tables(cache, [file for file in release["shards"] if file["path"].endswith(INDEX)], removed))
 
 
-def _tables(cache: ShardCache, files: list[dict], removed: dict[str, list[int]]) -> list[pa.Table]:
+def _tables(cache: ShardCache, files: list[dict], removed: dict[str, list[int]], columns: list[str] | None = None) -> list[pa.Table]:
     def table(file: dict) -> pa.Table:
         shard = _name(file["path"], INDEX)
-        return index.read(cache.small(file), shard, removed.get(shard, ()))
+        return index.read(cache.small(file), shard, removed.get(shard, ()), columns)
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         return list(pool.map(table, files))
