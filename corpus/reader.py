@@ -49,7 +49,10 @@ class Index:
 
     def __getitem__(self, position: int) -> Entry:
         words = {name: self.words[name][self.codes[name][position]] for name in self.WORDS}
-        return Entry(int(self.shard[position]), int(self.row[position]), self._ids[int(position)].as_py(), **words)
+        return Entry(int(self.shard[position]), int(self.row[position]), self.id(position), **words)
+
+    def id(self, position: int) -> str:
+        return self._ids[int(position)].as_py()
 
     def __iter__(self) -> Iterator[Entry]:
         return (self[position] for position in range(len(self)))

@@ -115,7 +115,7 @@ class Stream:
             self.waiting.remove(best)
             chosen.append(best)
             room -= best.tokens
-        drawn = [Drawn(self.name, sample.position, self.reader.index[sample.row].id) for sample in chosen]
+        drawn = [Drawn(self.name, sample.position, self.reader.index.id(sample.row)) for sample in chosen]
         return pack([sample.items for sample in chosen], self.planner.config), drawn
 
     def state(self) -> StreamState:
@@ -162,7 +162,7 @@ class Stream:
         return _Waiting(position, row, items, sum(cost for item, cost in zip(items, costs) if not item.dropped))
 
     def _skip(self, position: int, row: int, reason: str) -> None:
-        self.skipped.append({"stream": self.name, "position": position, "sample": self.reader.index[row].id, "reason": reason})
+        self.skipped.append({"stream": self.name, "position": position, "sample": self.reader.index.id(row), "reason": reason})
 
 
 class Loader:

@@ -76,7 +76,8 @@ class Planner:
     def _window(self, image: Image, top: int, left: int, images: int = 1) -> Tensor:
         """So much of the picture and its edges as the picture has pixels."""
         edged, edges = self._edged(image, images), 2 * self.stage.shift_pixels
-        return edged[:, top : top + edged.shape[1] - edges, left : left + edged.shape[2] - edges].expand(3, -1, -1)
+        shown = edged[:, top : top + edged.shape[1] - edges, left : left + edged.shape[2] - edges] if edges else edged
+        return shown.expand(3, -1, -1)
 
     def _load_edged(self, data: bytes, images: int) -> Tensor:
         """The planes of a picture among `images`, with as many edge pixels on every side as it may be moved."""

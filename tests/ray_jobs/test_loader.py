@@ -98,6 +98,33 @@ def test_pictures_of_one_question_share_the_pixels_they_may_have(model, monkeypa
     assert target_size(64, 64, rule, 2) < target_size(64, 64, rule)
 
 
+def shown(planner: Planner, number: int, damaged: bool = False) -> torch.Tensor:
+    """The picture of a sample as it is planned; a damaged file shows whether it is read again."""
+    one = sample(number)
+    if damaged:
+        one = replace(one, images=(replace(one.images[0], data=b"torn"),))
+    return planner.plan(one, Random(0))[0].pixels
+
+
+def test_a_picture_is_decoded_once_more_before_it_is_held(model):
+    planner = Planner(model, TALK)
+    once = shown(planner, 3)
+    with pytest.raises(OSError):
+        shown(planner, 3, damaged=True)
+    assert torch.equal(shown(planner, 3), once)
+    assert torch.equal(shown(planner, 3, damaged=True), once)
+
+
+def test_pictures_that_are_held_stay_and_take_no_more_than_they_may(model):
+    # Half is for pictures to be drawn: what is left holds one and its edges, not two.
+    planner = Planner(model, TALK, cached_bytes=3 * shown(Planner(model, TALK), 3).numel())
+    for number in (3, 3, 4, 4):
+        shown(planner, number)
+    shown(planner, 3, damaged=True)
+    with pytest.raises(OSError):
+        shown(planner, 4, damaged=True)
+
+
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_order_does_not_depend_on_the_number_of_workers(record, model, tmp_path, workers):
     alone = taken(begin(record, tmp_path, model), 4)
