@@ -36,6 +36,7 @@ def ours(plan: dict) -> Callable[[], int]:
     import pandas  # noqa: F401 (pyarrow imports it with the first table)
 
     from corpus.reader import ReleaseReader
+    from corpus.sample import Sample
     from corpus.shard_cache import ShardCache
     from infra.store import corpus_store
     from model.curriculum import StageParams
@@ -50,14 +51,22 @@ def ours(plan: dict) -> Callable[[], int]:
     store = corpus_store()
     store.exists("peers")  # imports boto3, which is no part of reading
 
+    class Counting(ReleaseReader):
+        """Counts all samples that are read: the loader's thread is ahead of the packs it hands out, and has no last one."""
+
+        count = 0
+
+        def load(self, position: int) -> Sample:
+            self.count += 1
+            return super().load(position)
+
     def read() -> int:
-        reader = ReleaseReader(plan["release"], ShardCache(store, Path(plan["cache"])))
+        reader = Counting(plan["release"], ShardCache(store, Path(plan["cache"])))
         loader = Loader(reader, Planner(model, stage), stage, plan["seed"], [plan["rank"]], plan["ranks"])
-        drawn = 0
-        while drawn < plan["count"] // plan["ranks"]:
-            drawn = next(loader).states[str(plan["rank"])]["position"]
+        while reader.count < plan["count"] // plan["ranks"]:
+            next(loader)
         loader.close()
-        return drawn
+        return reader.count
 
     return read
 

@@ -80,7 +80,7 @@ class QualityParams(_Section):
     """What a record must satisfy to be kept."""
 
     min_side: int = Field(32, ge=1, description="pixels; smaller pictures go to quarantine")
-    max_side: int = Field(512, ge=64, description="pixels; larger pictures are scaled down")
+    max_side: int = Field(512, ge=64, description="pixels; larger pictures are scaled down, so that no stage sees more of them")
     max_pixels: int = Field(50_000_000, ge=1, description="larger files are refused before decoding")
     window_percentiles: tuple[float, float] = Field((0.5, 99.5), description="16-bit to 8-bit window, the darker one first")
     max_aspect: float = Field(6, ge=1, description="longer side over shorter side")

@@ -19,11 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from corpus.shards import DATA, content_name
 from infra.outage import patiently
 from infra.records import replacing, write_atomic
 from infra.store import MissingObject, ObjectStore
@@ -136,7 +137,7 @@ class ShardCache:
             data = patiently(lambda: self.store.get(file["key"]), minutes)
         except MissingObject:
             raise OSError(f"shard {file['path']} has vanished from S3 ({file['key']}); {_MEND}") from None
-        if hashlib.md5(data, usedforsecurity=False).hexdigest() != file["md5"]:
+        if not _is_whole(file, data):
             raise OSError(f"shard {file['path']} on S3 ({file['key']}) is damaged; {_MEND}")
         return data
 
@@ -213,6 +214,14 @@ class _Group:
 
 
 _MEND = "`unimed data verify` checks the release, `dvc push` from a good copy mends it"
+
+
+def _is_whole(file: dict, data: bytes) -> bool:
+    """Whether this is the file that was released. A shard's name tells as well as its MD5, and SHA-256 takes less than half of the time."""
+    path = PurePosixPath(file["path"])
+    if path.suffixes == [DATA]:
+        return content_name(data) == path.stem
+    return hashlib.md5(data, usedforsecurity=False).hexdigest() == file["md5"]
 
 
 def _write_arrow(parquet: bytes, sink: pa.NativeFile) -> None:

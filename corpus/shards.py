@@ -57,7 +57,7 @@ class Building:
             self._end_group()
         self._file.close()
         data = self._buffer.getvalue()
-        return Shard(f"{_folder(self.source)}/{hashlib.sha256(data).hexdigest()[:16]}", data, index.to_bytes(self._index), len(self._index))
+        return Shard(f"{_folder(self.source)}/{content_name(data)}", data, index.to_bytes(self._index), len(self._index))
 
     def _end_group(self) -> None:
         self._file.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
@@ -99,6 +99,11 @@ def make(source: str, samples: Iterable[tuple[Sample, int]], params: ShardParams
     for sample, origin in samples:
         building.add(sample, origin)
     return building.finish()
+
+
+def content_name(data: bytes) -> str:
+    """What a shard of this content is called within the folder of its source."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _folder(source: str) -> str:

@@ -13,6 +13,7 @@ from corpus.readers import records
 from corpus.readers.source import Source
 from corpus.sample import Turn
 from infra.store import corpus_store
+from ray_jobs.params import find_profile, load_params
 from tests.corpus.test_releases import SALT, record
 
 GOOD = {"modality": "CT", "license": "CC0-1.0", "split": "train", "caption": "CT image of the abdomen."}
@@ -231,3 +232,11 @@ def test_values_that_are_no_numbers_do_not_spoil_a_picture():
     assert list(pixels[0, :3]) == [0, 255, 0] and pixels.std() > 50
     outcome = quality.examine(record(0, images=(lambda: Image.fromarray(values * np.nan),)), QualityParams(), SALT)
     assert outcome.reason == "unreadable-image"
+
+
+@pytest.mark.parametrize("profile", ["tiny", "unimedvl-14b"])
+def test_pictures_keep_all_the_pixels_that_a_profiles_stages_look_at(profile):
+    params = load_params(find_profile(profile))
+    sides = [sides[1] for stage in (*params.curriculum, *params.refresh) for sides in (stage.resolution.vit, stage.resolution.vae) if sides]
+    rules = [params.model.image.vit.max_size, params.model.image.vae.max_size]
+    assert params.corpus.quality.max_side >= max(sides or rules)
