@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus import index
 from corpus.sample import Sample
@@ -76,16 +77,27 @@ class ReleaseReader:
     def __init__(self, release: dict, cache: ShardCache):
         self.tag, self.cache = release["tag"], cache
         files = {file["path"]: file for file in release["shards"]}
-        removed = json.loads(cache.small(release["removed"]))
-        self._files = [file for path, file in files.items() if not path.endswith(INDEX)]
+        self._release, self._files = release, [file for path, file in files.items() if not path.endswith(INDEX)]
         self.shards = [_name(file["path"], DATA) for file in self._files]
-        tables = _tables(cache, [files[file["path"].removesuffix(DATA) + INDEX] for file in self._files], removed, Index.COLUMNS)
-        self.index = Index(index.join(tables), self.shards)
+        self.index = Index(_columns(release, self.shards, cache, Index.COLUMNS), self.shards)
 
     def load(self, position: int) -> Sample:
         """The sample at a position of `index`."""
         shard, row = int(self.index.shard[position]), int(self.index.row[position])
         return Sample.from_row(self.cache.row(self._files[shard], row))
+
+    def held_by(self, earlier: dict) -> np.ndarray:
+        """Which samples an earlier release (its record) held as they are now, bool [samples].
+
+        Where a shard was written anew since, as one with a forgotten patient is, what its samples are tells.
+        """
+        before = [_name(file["path"], DATA) for file in earlier["shards"] if not file["path"].endswith(INDEX)]
+        known = np.isin(self.shards, before)[self.index.shard] if self.shards else np.zeros(0, dtype=bool)
+        anew, gone = [name for name in self.shards if name not in set(before)], [name for name in before if name not in set(self.shards)]
+        if anew and gone:
+            now, then = (_columns(release, names, self.cache, ["content"])["content"] for release, names in ((self._release, anew), (earlier, gone)))
+            known[~known] = pc.is_in(now, value_set=then.combine_chunks().drop_null()).to_numpy()
+        return known
 
     def select(self, split: str, task: str) -> list[int]:
         """Positions of a split and task."""
@@ -101,6 +113,12 @@ def release_index(release: dict, store: ObjectStore, cache_dir: Path, uncounted:
     cache = ShardCache(store, cache_dir)
     removed = {} if uncounted else json.loads(cache.small(release["removed"]))
     return index.join(_tables(cache, [file for file in release["shards"] if file["path"].endswith(INDEX)], removed))
+
+
+def _columns(release: dict, shards: list[str], cache: ShardCache, columns: list[str]) -> pa.Table:
+    """Columns of the indexes of these shards of a release, of the rows that count."""
+    files = {file["path"]: file for file in release["shards"]}
+    return index.join(_tables(cache, [files[f"shards/{name}{INDEX}"] for name in shards], json.loads(cache.small(release["removed"])), columns))
 
 
 def _tables(cache: ShardCache, files: list[dict], removed: dict[str, list[int]], columns: list[str] | None = None) -> list[pa.Table]:

@@ -60,9 +60,11 @@ class ShardCache:
             StoreUnavailable: the store stayed silent.
         """
         path = self.folder / f"{file['md5']}{Path(file['path']).suffix}"
-        if not path.exists():
-            write_atomic(path, self._fetch(file, self.outage_minutes))
-        return path.read_bytes()
+        held = path.read_bytes() if path.exists() else b""
+        if not _is_whole(file, held):
+            held = self._fetch(file, self.outage_minutes)
+            write_atomic(path, held)
+        return held
 
     def row(self, file: dict, number: int) -> dict:
         """A row of a shard. Raises as `small` does."""
@@ -125,7 +127,10 @@ class ShardCache:
             return _Shard(pa.memory_map(str(path)), held)
         except FileNotFoundError:
             return None
-        except pa.ArrowException:  # cut short when the machine lost power
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None):
+                raise
+            # Arrow's own: cut short, or otherwise damaged, when the machine lost power.
             path.unlink(missing_ok=True)
             return None
 

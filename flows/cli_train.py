@@ -1,5 +1,6 @@
 """`unimed train`: what training runs tell of themselves, and an end to one."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -65,24 +66,41 @@ def train_which(name: Annotated[str, typer.Argument(metavar="RUN", callback=_giv
 def train_stop(name: Annotated[str, typer.Argument(metavar="RUN", callback=_given, help=RUN)], json: Json = False) -> None:
     """Tell a run to save what it has and end; the command that started it goes on from there."""
     console.needs_stack()
-    from infra.jobs import running_jobs, stop_job
-    from ray_jobs import run_log
+    from infra.jobs import stop_job
 
-    # A run that still waits for its workers has told nothing of itself.
-    running = [job for job in running_jobs(alone="training") if job.startswith(name)]
-    run = running[0] if len(running) == 1 else run_log.find(name)
+    run = _meant(name)
     console.progress(f"{run} is told to stop; it saves after the step at hand")
     how = "stopped" if stop_job(run) else "not running"
     console.show({"run": run, "how": how}, json, lambda: f"{run}: {how}")
+
+
+def _meant(name: str) -> str:
+    """The run to be stopped: the running job of this name or stage, else what the logs know by it. A run that still waits for its workers has told nothing of itself."""
+    from infra.jobs import running_jobs
+    from ray_jobs import run_log
+
+    running = running_jobs(alone="training")
+    if len(named := [job for job in running if name in (job, job.rpartition("-")[0])]) == 1:
+        return named[0]
+    try:
+        return run_log.find(name)
+    except LookupError:
+        if len(begun := [job for job in running if job.startswith(name)]) != 1:
+            raise
+        return begun[0]
 
 
 def _as_json(run) -> dict:
     """A run without what JSON has no word for."""
     from infra.settings import get_settings
 
-    rows = [{name: value for name, value in row.items() if value == value} for row in run.metrics.to_dict("records")]
+    rows, scores = [_finite(row) for row in run.metrics.to_dict("records")], [scored | {"scores": _finite(scored["scores"])} for scored in run.scores]
     pictures = [f"s3://{get_settings().bucket_logs}/{key}" for key in run.pictures]
-    return {"run": run.run, "about": run.about, "last": rows[-1] if rows else {}, "metrics": rows, "events": run.events, "scores": run.scores, "pictures": pictures}
+    return {"run": run.run, "about": run.about, "last": rows[-1] if rows else {}, "metrics": rows, "events": run.events, "scores": scores, "pictures": pictures}
+
+
+def _finite(row: dict) -> dict:
+    return {name: value for name, value in row.items() if not isinstance(value, float) or isfinite(value)}
 
 
 def _text(runs: list[dict]) -> str:
@@ -94,7 +112,8 @@ def _text(runs: list[dict]) -> str:
     rows = [["starts", *(len(run["about"]["attempts"]) for run in runs)], ["release", *(run["about"].get("release", "") for run in runs)]]
     rows += [["began with", *(began_with(run["about"]) for run in runs)]]
     rows += [[field, *(_told(field, run["last"]) for run in runs)] for field in fields]
-    rows += [[name, *(f"{scored[-1]['scores'][name]:.3f}" if (scored := run["scores"]) and name in scored[-1]["scores"] else "" for run in runs)] for name in names]
+    # Its losses have the names that those of training have.
+    rows += [[name if "/" in name else f"validation {name}", *(f"{scored[-1]['scores'][name]:.3f}" if (scored := run["scores"]) and name in scored[-1]["scores"] else "" for run in runs)] for name in names]
     parts = [console.table(["", *(run["run"] for run in runs)], rows)]
     for run in runs:
         happened = [[event["at"][:19], event["step"], event["kind"], event["detail"]] for event in run["events"]]

@@ -40,7 +40,7 @@ class Dropout(_Section):
 
     text: float = Field(0.3, ge=0, lt=1)
     vit: float = Field(0.05, ge=0, lt=1)
-    vae: float = Field(0.05, ge=0, lt=1)
+    vae: float = Field(0.05, ge=0, lt=1, description="as published; the released loaders never leave out a VAE condition, nor does ours")
 
 
 class Resolution(_Section):
@@ -105,6 +105,12 @@ class StageParams(_Section):
     def _learns(self):
         if not self.ce_weight and not self.mse_weight:
             raise ValueError("ce_weight and mse_weight are both 0: there is nothing to learn from")
+        weights = {task: self.ce_weight if task in ("text", "understanding") else self.mse_weight for task, weight in self.mixture.items() if weight}
+        if not any(weights.values()):
+            name = "ce_weight" if not self.ce_weight else "mse_weight"
+            raise ValueError(f"{name} is 0, and the mixture of {', '.join(weights)} has no other loss: there is nothing to learn from")
+        if set(self.trainable) == {"generation"} and not weights.keys() & {"generation", "interleaved"}:
+            raise ValueError(f"trainable=generation learns from drawing alone; the mixture has only {', '.join(weights)}")
         if EYE.issuperset(self.trainable) and not any(self.mixture.get(task) for task in ("understanding", "interleaved")):
             raise ValueError(f"trainable={', '.join(self.trainable)} learns from pictures that are looked at alone; the mixture has only {', '.join(self.mixture)}")
         if (self.tokens_per_sample or 0) > self.tokens_per_pack:

@@ -1,5 +1,6 @@
 """Model folders on S3 between stages: named by content, fetched once, verified on arrival."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -57,6 +58,10 @@ def fetch_folder(record: dict) -> Path:
 
 
 def _place(arriving: Path, target: Path) -> None:
+    # Once it is there nobody looks at its hash again: it must be whole after a loss of power, too.
+    for path in (path for path in arriving.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
     try:
         arriving.rename(target)
     except OSError:

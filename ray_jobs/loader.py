@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from corpus.reader import ReleaseReader
@@ -171,11 +172,11 @@ class Loader:
     Args:
         numbers: this worker's logical streams, out of `streams`.
         prefetch: batches that are made ahead.
-        known: names of the shards that the stage's start has learned from, for replay.
+        known: which samples the stage's start has learned from, bool, for replay.
     """
 
-    def __init__(self, reader: ReleaseReader, planner: Planner, stage: StageParams, seed: int, numbers: Sequence[int], streams: int, prefetch: int = 2, known: frozenset[str] | None = None, split: str = "train"):
-        mixture = Mixture(reader.index, reader.shards, stage, f"{seed}/{stage.name}", streams, split, known)
+    def __init__(self, reader: ReleaseReader, planner: Planner, stage: StageParams, seed: int, numbers: Sequence[int], streams: int, prefetch: int = 2, known: np.ndarray | None = None, split: str = "train"):
+        mixture = Mixture(reader.index, stage, f"{seed}/{stage.name}", streams, split, known)
         self.stage, self.prefetch, self.absent = stage, prefetch, mixture.absent
         self._begin_streams = lambda: [Stream(reader, planner, stage, mixture, number) for number in numbers]
         self._streams = self._begin_streams()

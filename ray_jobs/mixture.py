@@ -28,21 +28,25 @@ class Choice:
 class Mixture:
     """The groups of a stage, and which of them a draw comes from.
 
-    `absent` says which tasks of the mixture the release has nothing of, and what becomes of their shares; empty where it has all.
+    `absent` says which tasks of the mixture the release has nothing of, and what becomes of their shares, and whether it has
+    nothing old or nothing new to replay; empty where it has all. `known` tells of each sample whether it is old.
 
     Raises:
         ValueError: the release has nothing of what the stage asks for.
     """
 
-    def __init__(self, index: Index, shards: Sequence[str], stage: StageParams, key: str, streams: int, split: str, known: frozenset[str] | None):
+    def __init__(self, index: Index, stage: StageParams, key: str, streams: int, split: str, known: np.ndarray | None):
         self.index, self.key, self.streams, self.split = index, key, streams, split
         self.groups: dict[str, Passes] = {}
-        self._known = None if known is None or stage.replay is None else np.array([name in known for name in shards] or [False])[index.shard]
+        self._known = None if stage.replay is None else known
         tasks = {task: index.where(split=split, task=task) for task, weight in stage.shares.items() if weight > 0}
         found = {task: rows for task, rows in tasks.items() if len(rows)}
         if not found:
             raise ValueError(f"stage {stage.name!r}: the release has no {split} sample of {sorted(tasks)}; it has {index.values('task', np.arange(len(index)))}")
         self.absent = _absent(stage, split, tasks.keys() - found.keys(), sorted(found))
+        if self._known is not None and len(kinds := np.unique(self._known[np.concatenate(list(found.values()))])) == 1:
+            alone = f"of its {split} samples all are {'old' if kinds[0] else 'new'}, so replay={stage.replay:g} has nothing to mix"
+            self.absent = "; ".join(filter(None, (self.absent, alone)))
         self._choice = Choice(tuple(stage.shares[task] for task in found), tuple(self._by_modality(task, rows, stage) for task, rows in found.items()))
 
     def draw(self, rng: random.Random) -> str:

@@ -98,15 +98,15 @@ class RunLog:
         self._offer(lambda: self._flushed.append(done))
         return done.wait(within_s)
 
-    def close(self, within_s: float = 30) -> None:
-        """Write what is left; what could not be written by then is told."""
+    def close(self, how: str = "finished", within_s: float = 30) -> None:
+        """Write what is left; what could not be written by then is told. `how` the run ended is MLflow's to know: everybody else sees it."""
         self._ends_at = time.monotonic() + within_s
         self._thread.join(within_s + 1)
         left = self._entries.qsize() + len(self._todo)
         if left or self.lost:
             _tell(f"run log of {self.run}: {self.lost} entries lost and {left} objects not written; {self._trouble or 'the object store did not answer in time'}")
         if self._tracker:
-            self._tracker.close()
+            self._tracker.close(how)
 
     # -- the caller's side: into the queue, never waiting ----------------------------------------------
 

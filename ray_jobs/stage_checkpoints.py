@@ -3,10 +3,12 @@
 Tensors are saved by torch.distributed.checkpoint as safetensors, each worker its own shards, so nothing is
 gathered and any number of workers can read them back. A checkpoint is a folder `runs/<run>/checkpoints/<step>-<attempt>/`
 with shards, `state.json` and `commit.json`; the last names every file with size and SHA-256. One that is found damaged
-loses its marker to the name `damaged.json`: its files stay to be looked at, and it counts no more as one to go back to.
+loses its marker to the name `damaged.json`: its files stay to be looked at, and it counts no more as one to go back to. So
+does one that the run has gone back behind, to the name `abandoned.json`.
 """
 
 import json
+import re
 import secrets
 import shutil
 import warnings
@@ -26,7 +28,9 @@ from infra.records import file_sha256, utc_now
 from infra.store import MissingObject, ObjectStore
 from ray_jobs.place import Place, from_first, gather
 
-COMMIT, STATE, DAMAGED = "commit.json", "state.json", "damaged.json"
+COMMIT, STATE, DAMAGED, ABANDONED = "commit.json", "state.json", "damaged.json", "abandoned.json"
+# Of a checkpoint's folder; before the name, of one that is fetched.
+_NAME, RESUME = re.compile(r"\d{8}-[0-9a-f]{8}"), "resume-"
 
 # DCP warns that HF storage keeps no extra metadata; ours lies in state.json.
 warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
@@ -52,6 +56,7 @@ class StageCheckpoints:
         self.keep, self.outage_minutes, self.on_event, self.before_commit = keep, outage_minutes, on_event, before_commit
         # A group of its own: its collectives run beside those of training.
         self._group = dist.new_group(backend="gloo") if place.workers > 1 else None
+        self._sweep()
         self._attempt = from_first(secrets.token_hex(4), place.workers, self._group)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
@@ -66,7 +71,8 @@ class StageCheckpoints:
         """
         self.wait()
         folder = self.scratch / f"{step:08d}-{self._attempt}"
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # the disk is full: the writer meets that too, and all workers together
+            folder.mkdir(parents=True, exist_ok=True)
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         written = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self.place.workers == 1)
         # As it is now: the caller goes on changing it.
@@ -82,6 +88,16 @@ class StageCheckpoints:
     def close(self) -> None:
         self.wait()
         self._thread.shutdown()
+        if self.place.first_here:
+            with suppress(OSError):
+                self.scratch.rmdir()
+
+    def give_up_after(self, step: int) -> None:
+        """Checkpoints of later steps count no more: the run goes on from this one, whatever it was gone back from."""
+        if self.place.first:
+            later = [name for name in self._patiently(lambda: committed(self.store, self.prefix)) if int(name.split("-")[0]) > step]
+            for name in later:
+                self._put_aside(name, ABANDONED)
 
     def load(self, tensors: dict[str, Tensor], before: int | None = None) -> tuple[dict, dict[str, dict]] | None:
         """Fill `tensors` from the newest checkpoint that is whole (of a step below `before`); returns (state, streams).
@@ -106,7 +122,7 @@ class StageCheckpoints:
                 raise trouble
             if problems:
                 self._tell(step, "corrupt-checkpoint", f"{problems[0]}; going back to the one before")
-                self._put_aside(name)
+                self._put_aside(name, DAMAGED)
                 damaged += 1
                 continue
             dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=self.place.workers == 1)
@@ -166,18 +182,26 @@ class StageCheckpoints:
         for key in sorted(old, key=lambda key: not key.endswith(COMMIT)):
             self.store.delete(key)
 
-    def _put_aside(self, name: str) -> None:
+    def _sweep(self) -> None:
+        """Delete what earlier attempts that were killed have left on this machine."""
+        if self.place.first_here:
+            for left in self.scratch.glob("*-*"):
+                if _NAME.fullmatch(left.name.removeprefix(RESUME)):
+                    shutil.rmtree(left, ignore_errors=True)
+        gather(None, self.place.workers, self._group)
+
+    def _put_aside(self, name: str, told: str) -> None:
         """It is committed no more, so no good one has to go for it; its files stay until the run is past its step."""
         if not self.place.first:
             return
         marker = f"{self.prefix}{name}/{COMMIT}"
         with suppress(MissingObject):
-            self._patiently(lambda: self.store.put(f"{self.prefix}{name}/{DAMAGED}", self.store.get(marker)))
+            self._patiently(lambda: self.store.put(f"{self.prefix}{name}/{told}", self.store.get(marker)))
         self._patiently(lambda: self.store.delete(marker))
 
     def _fetched(self, name: str) -> tuple[Path, Exception | None]:
         """The folder of a checkpoint on this machine, and what kept it from being there whole."""
-        folder = self.scratch / f"resume-{name}"
+        folder = self.scratch / f"{RESUME}{name}"
         if not self.place.first_here:
             return folder, None
         try:
@@ -205,7 +229,8 @@ def checkpoints_prefix(run: str) -> str:
 
 def committed(store: ObjectStore, prefix: str) -> list[str]:
     """Names of the committed checkpoints, newest first."""
-    names = [entry.key.removeprefix(prefix).split("/")[0] for entry in store.list(prefix) if entry.key.endswith(f"/{COMMIT}")]
+    markers = [entry.key.removeprefix(prefix) for entry in store.list(prefix) if entry.key.endswith(f"/{COMMIT}")]
+    names = [name for marker in markers if _NAME.fullmatch(name := marker.split("/")[0])]
     # Two of one step: the attempt that was written later.
     written = {name: _written(store, f"{prefix}{name}") for name in names} if len({n.split("-")[0] for n in names}) < len(names) else {}
     return sorted(names, key=lambda name: (name.split("-")[0], written.get(name, "")), reverse=True)
@@ -237,7 +262,8 @@ def _marker(store: ObjectStore, prefix: str) -> dict:
         raise DamagedCheckpoint(str(error)) from None
     except ValueError:
         marker = None
-    if not isinstance(marker, dict) or not isinstance(marker.get("at"), str) or not isinstance(marker.get("files"), dict) or STATE not in marker["files"]:
+    files = marker.get("files") if isinstance(marker, dict) else None
+    if not isinstance(files, dict) or STATE not in files or len(files) < 2 or not isinstance(marker.get("at"), str):
         raise DamagedCheckpoint(f"{prefix}/{COMMIT} is damaged: it does not name the checkpoint's files")
     return marker
 

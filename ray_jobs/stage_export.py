@@ -5,7 +5,6 @@ Tensors go from the run's shards to the folder a few gigabytes at a time: the wh
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
+from infra.outage import patiently
 from infra.settings import get_settings
 from infra.store import ObjectStore
 from model.checkpoint import TABLES, WEIGHTS, network_state, open_checkpoint, read_rows
@@ -25,18 +25,20 @@ PART_BYTES = 4 * 2**30
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
 
-def export_average(start: Path, run: str, store: ObjectStore, out: Path, part_bytes: int = PART_BYTES) -> None:
+def export_average(start: Path, run: str, store: ObjectStore, out: Path, outage_minutes: float = 0.0, part_bytes: int = PART_BYTES) -> None:
     """Write the folder of the run's newest checkpoint to `out`: one `ema.safetensors`, or parts and their index if it is larger.
 
     Raises:
         DamagedCheckpoint: the run's newest checkpoint is not whole.
+        StoreUnavailable: the store stayed silent for `outage_minutes`.
         ValueError: a tensor is not finite.
     """
-    prefix = checkpoints_prefix(run)
-    scratch = get_settings().state_dir / "cache"
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        fetch(store, f"{prefix}{committed(store, prefix)[0]}", Path(folder))
+    # Called after the run: what an attempt that was killed has left is found again.
+    folder = get_settings().state_dir / "cache" / "exports" / run
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        patiently(lambda: _fetch_newest(store, checkpoints_prefix(run), folder), outage_minutes)
         for path in start.iterdir():
             if path.is_file() and not _is_main(path.name):
                 shutil.copy(path, out / path.name)
@@ -46,7 +48,13 @@ def export_average(start: Path, run: str, store: ObjectStore, out: Path, part_by
             model.config.save(out)
             model.tokenizer.save(out)
         rows = {key: len(tensor) for key, tensor in network_state(model).items() if key not in TABLES}
-        _write(_parts(weights, rows, Path(folder), part_bytes), out)
+        _write(_parts(weights, rows, folder, part_bytes), out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fetch_newest(store: ObjectStore, prefix: str, folder: Path) -> None:
+    fetch(store, f"{prefix}{committed(store, prefix)[0]}", folder)
 
 
 def _is_main(name: str) -> bool:

@@ -53,7 +53,6 @@ class StageRun:
         self.state = TrainingState(model.train(), stage)
         self.stepper = Stepper(model, self.state, stage, training, seed, place)
         self.seen: list[dict] = []
-        self.scores: dict[str, float] = {}
         self.why = ""
         self.saved_for_drain = False
 
@@ -108,10 +107,13 @@ class StageRun:
     def _after(self, step: int, stop: bool) -> None:
         """What is due after a step: a log line, a validation, a checkpoint, which is also the last thing before a stop."""
         last = step >= self.stage.steps
-        if step % self.training.log_every == 0 or last:
+        told = step % self.training.log_every == 0 or last
+        if told:
             self._log(step)
         if self.stage.evaluate_every and (step % self.stage.evaluate_every == 0 or last):
             self._validate(step)
+        if self.progress.done and not told:
+            self._log(step)
         self.progress.done = self.progress.done or last
         # A checkpoint to go back to is one of a good step.
         due = step % self.training.checkpoint_every == 0 and not self.progress.watchdog.bad
@@ -176,6 +178,7 @@ class StageRun:
         found = self.checkpoints.load(self.state.tensors(), before=now.rolled_back_to) or self.checkpoints.load(self.state.tensors())
         if not found:
             return self._diverged(f"{why}, and no checkpoint to go back to")
+        self.checkpoints.give_up_after(found[0]["step"])
         # Before the word of it: what is told later counts.
         self._tell_seen()
         then = Progress.from_json(found[0])
@@ -196,10 +199,10 @@ class StageRun:
     def _validate(self, step: int) -> None:
         begun = time.perf_counter()
         found = self.validation.loss(self.stepper)
-        self.scores, sheet = self.validation.look(self.stepper)
+        self.progress.scores, sheet = self.validation.look(self.stepper)
         if self.place.first:
-            print(f"{self.stage.name} step {step}: validation loss {found['loss']:.4f}" + "".join(f", {name} {score:.1%}" for name, score in self.scores.items()), flush=True)
-            self.log.scores(step, found | self.scores)
+            print(f"{self.stage.name} step {step}: validation loss {found['loss']:.4f}" + "".join(f", {name} {score:.1%}" for name, score in self.progress.scores.items()), flush=True)
+            self.log.scores(step, found | self.progress.scores)
             if sheet:
                 self.log.picture(step, "drawings", sheet)
         self._stop_early(step, found["loss"])
@@ -214,7 +217,8 @@ class StageRun:
             progress.best, progress.since_best = loss, 0
             return
         progress.since_best += 1
-        if rule and progress.since_best >= rule.patience:
+        # A stage ends on a good step: after a bad one the next evaluation sees to it.
+        if rule and progress.since_best >= rule.patience and not progress.watchdog.bad:
             progress.done = True
             self._tell("early-stop", f"the validation loss has not fallen below {progress.best:.4f} for {rule.patience} evaluations")
 

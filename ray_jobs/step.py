@@ -67,12 +67,14 @@ class Stepper:
             losses += self._backward(name, pack, totals)
         ce, mse = self._sum_gradients(losses).tolist()
         norm = self._clip()
-        good = progress.watchdog.is_good(self.stage.ce_weight * ce + self.stage.mse_weight * mse, norm, self.training.anomaly)
+        ces, mses, stops, tokens, skipped = totals().tolist()
+        judged = {"ce": ce} if ces and self.stage.ce_weight else {}
+        judged |= {"mse": mse} if mses and self.stage.mse_weight else {}
+        good = progress.watchdog.is_good(judged, norm, self.training.anomaly)
         if good:
             optimiser.step()
             self.state.ema.update(progress.step)
         progress.step += 1
-        ces, mses, stops, tokens, skipped = totals().tolist()
         return Outcome(ce if ces else None, mse if mses else None, norm, good, stops > 0, tokens, skipped)
 
     def _backward(self, name: str, pack: PackedSequence, totals: Callable[[], Tensor]) -> Tensor:

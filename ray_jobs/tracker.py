@@ -16,6 +16,8 @@ VARIABLE, EXPERIMENT, RUN_TAG, VERSION_TAG = "MLFLOW_TRACKING_URI", "unimed", "u
 # Its own defaults are seven tries of two minutes.
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 PARAM_LENGTH, CAPACITY = 500, 5_000
+# MLflow's word for how a run ended.
+STATUS = {"finished": "FINISHED", "stopped": "KILLED"}
 
 
 class Tracker:
@@ -23,7 +25,7 @@ class Tracker:
 
     def __init__(self, run: str, about: dict):
         self.run = run
-        self._told = False
+        self._told, self._status = False, "FAILED"
         self._calls: queue.Queue[Callable | None] = queue.Queue(CAPACITY)
         self._thread = threading.Thread(target=self._work, args=(about,), daemon=True, name="mlflow")
         self._thread.start()
@@ -32,7 +34,9 @@ class Tracker:
         known = {name: value for name, value in values.items() if math.isfinite(value)}
         self._offer(lambda client, run_id: _log_metrics(client, run_id, step, known))
 
-    def close(self, within_s: float = 10) -> None:
+    def close(self, how: str, within_s: float = 10) -> None:
+        """The run has "finished", was "stopped", or came to no good end."""
+        self._status = STATUS.get(how, "FAILED")
         self._offer(None)
         self._thread.join(within_s)
 
@@ -53,7 +57,7 @@ class Tracker:
                 self._tell(error)
         if run_id:
             with suppress(Exception):
-                client.set_terminated(run_id)
+                client.set_terminated(run_id, self._status)
 
     def _tell(self, error: Exception) -> None:
         if not self._told:

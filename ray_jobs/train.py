@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from infra.jobs import JobCancelled, entrypoint, job_id
+from infra.outage import patiently
 from infra.records import digest
 from infra.settings import get_settings
 from infra.store import MissingObject, arrow_filesystem, model_store
@@ -39,20 +40,30 @@ def train(inputs: dict) -> dict:
     take_up(run, inputs)
     model_store().delete(_ending_key(run))
     _fit(inputs, run)
+    minutes = TrainingParams(**inputs["training"]).outage_minutes
     try:
-        ending = model_store().get_json(_ending_key(run))
+        ending = patiently(lambda: model_store().get_json(_ending_key(run)), minutes)
     except MissingObject:
         raise JobCancelled(f"{run} was stopped before its first step; the same command begins again") from None
     if ending["how"] == "stopped":
         raise JobCancelled(f"{run} stopped at step {ending['step']} and saved it; the same command goes on from there")
     if ending["how"] == "diverged":
         raise TrainingDiverged(f"{run} stopped at step {ending['step']}: {ending['why']}")
+    try:
+        record = _published(inputs, run, minutes)
+    except KeyboardInterrupt:
+        raise JobCancelled(f"{run} was stopped while its weights were published; the same command goes on with that") from None
+    return {**record, "stage": inputs["stage"]["name"], "steps": ending["step"], "history": ending["history"], "scores": ending["scores"], "run": run}
+
+
+def _published(inputs: dict, run: str, minutes: float) -> dict:
+    """The record of the stage's averaged weights on S3."""
     from ray_jobs.stage_export import export_average
 
     with tempfile.TemporaryDirectory() as folder:
-        export_average(fetch_folder(inputs["start"]), run, model_store(), Path(folder))
-        record = publish_folder(Path(folder), inputs["stage"]["name"])
-    return {**record, "stage": inputs["stage"]["name"], "steps": ending["step"], "history": ending["history"], "scores": ending["scores"], "run": run}
+        start = patiently(lambda: fetch_folder(inputs["start"]), minutes)
+        export_average(start, run, model_store(), Path(folder), minutes)
+        return patiently(lambda: publish_folder(Path(folder), inputs["stage"]["name"]), minutes)
 
 
 def forget_run(result: dict) -> None:
@@ -131,6 +142,9 @@ def _fit(inputs: dict, run: str) -> None:
         trainer.fit()
     except KeyboardInterrupt:
         raise JobCancelled(f"{run} was stopped while it waited for its workers; the same command goes on from its last checkpoint") from None
+    finally:
+        # There are no workers to be told any more.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _workers_that_fit(nodes: list[dict], each: dict[str, int]) -> int:
@@ -163,19 +177,19 @@ def _work(told: dict) -> None:
         about = {key: inputs.get(key) for key in ("stage", "training", "release", "start", "seed")}
         log.begin(about | {"workers": place.workers, "host": socket.gethostname()})
     scratch = Path(os.environ.get("UNIMED_SCRATCH_DIR") or get_settings().state_dir / "cache" / "checkpoints") / run
+    how = "failed"
     try:
-        work_on(inputs, run, place, log, Notice(told["bell"]), scratch, metrics=StageMetrics(run, inputs["stage"]["name"]))
+        how = work_on(inputs, run, place, log, Notice(told["bell"]), scratch, metrics=StageMetrics(run, inputs["stage"]["name"]))
     finally:
-        log.close()
+        log.close(how)
 
 
-def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray: bool = True, metrics=None) -> None:
-    """One worker's whole part, under Ray or without it; the first worker leaves word of the ending."""
-    from infra.outage import patiently
+def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray: bool = True, metrics=None) -> str:
+    """One worker's whole part, under Ray or without it; the first worker leaves word of the ending. Returns how it ended."""
     from ray_jobs.loader import Loader
     from ray_jobs.place import gather
     from ray_jobs.plans import Planner
-    from ray_jobs.releases import open_release
+    from ray_jobs.releases import open_release, release_record
     from ray_jobs.stage_checkpoints import StageCheckpoints
     from ray_jobs.stage_loop import StageRun
     from ray_jobs.validation import Validation
@@ -188,7 +202,7 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     gather(None, place.workers)
     model = starting_network(fetch_folder(inputs["start"]), training, place)
     reader, numbers = open_release(inputs["release"], training.cache_gib, training.outage_minutes), list(range(place.rank, training.streams, place.workers))
-    known = _known(inputs.get("known_release")) if stage.replay is not None else None
+    known = reader.held_by(release_record(inputs["known_release"])) if stage.replay is not None and inputs.get("known_release") else None
     half = place.device.type == "cuda" and training.precision == "bfloat16"
     loader = Loader(reader, Planner(model, stage, half=half), stage, seed, numbers, training.streams, known=known)
     validation = Validation(reader, model, stage, seed, numbers, training.streams, place, training.parallel == "fsdp", half) if stage.evaluate_every else None
@@ -198,8 +212,9 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     checkpoints.close()
     if place.first:
         progress = stage_run.progress
-        ending = {"how": how, "why": stage_run.why, "step": progress.step, "history": progress.history, "scores": stage_run.scores}
+        ending = {"how": how, "why": stage_run.why, "step": progress.step, "history": progress.history, "scores": progress.scores}
         patiently(lambda: model_store().put_json(_ending_key(run), ending), training.outage_minutes)
+    return how
 
 
 def prepare_process(training: TrainingParams) -> None:
@@ -228,14 +243,6 @@ def starting_network(folder: Path, training: TrainingParams, place):
         model = UniMedVL.from_pretrained(folder, str(place.device)).float()
     checkpoint_activations(model, training.activation_checkpointing)
     return model
-
-
-def _known(release: str | None) -> frozenset[str]:
-    """Names of the shards of a release."""
-    from ray_jobs.releases import release_record
-
-    files = release_record(release)["shards"] if release else []
-    return frozenset(file["path"].removeprefix("shards/").removesuffix(".parquet") for file in files if not file["path"].endswith(".index.parquet"))
 
 
 if __name__ == "__main__":

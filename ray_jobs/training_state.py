@@ -30,6 +30,8 @@ class Progress:
     rolled_back_to: int | None = None
     best: float | None = None
     since_best: int = 0
+    # Of the last validation.
+    scores: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict:
         return vars(self) | {"watchdog": vars(self.watchdog)}

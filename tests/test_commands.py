@@ -69,6 +69,8 @@ STAGE = {"name": "one", "steps": 10, "learning_rate": 0.001, "mixture": {"text":
     ({"mixture": {"text": float("inf")}}, "mixture.text"),
     ({"mixture": {"text": 1e308, "generation": 1e308}}, "mixture: .*finite"),
     ({"ce_weight": 0, "mse_weight": 0}, "nothing to learn from"),
+    ({"ce_weight": 0, "mixture": {"understanding": 1, "text": 2}}, "ce_weight is 0"),
+    ({"trainable": ["generation"], "mixture": {"understanding": 1, "generation": 0}}, "learns from drawing alone"),
     ({"learning_rate": float("inf")}, "learning_rate"),
     ({"ce_weight": float("nan")}, "ce_weight"),
     ({"resolution": {"vae": [1, 2]}}, "resolution.vae"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from random import Random
 
+import numpy as np
 import pytest
 import torch
 
@@ -230,6 +231,15 @@ def test_only_indexes_come_when_a_release_is_opened(record, tmp_path):
     assert {path.name for path in tmp_path.glob("*.parquet")} == {f"{file['md5']}.parquet" for file in record["shards"] if file["path"].endswith(".index.parquet")}
 
 
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: bytes(len(data))])
+def test_a_file_of_the_cache_that_was_damaged_is_fetched_again(record, model, tmp_path, damage):
+    """As when the machine lost power: indexes and shards alike."""
+    whole = seen(taken(begin(record, tmp_path, model), 4))
+    for path in (*tmp_path.glob("*.parquet"), *tmp_path.glob("*.json"), *tmp_path.glob("*.arrow")):
+        path.write_bytes(damage(path.read_bytes()))
+    assert seen(taken(begin(record, tmp_path, model), 4)) == whole
+
+
 def test_a_shard_that_vanished_or_is_damaged_is_named(s3, model, tmp_path):
     from infra.store import MissingObject
 
@@ -351,11 +361,21 @@ def test_tasks_come_by_weight(record, model, tmp_path):
 def test_replay_mixes_old_with_new(s3, model, tmp_path):
     old = publish([sample(n, source="old") for n in range(60)], corpus_store())
     both = publish([*(sample(n, source="old") for n in range(60)), *(sample(n, source="fresh") for n in range(10))], corpus_store())
-    known = frozenset(file["path"].removeprefix("shards/").removesuffix(".parquet") for file in old["shards"] if not file["path"].endswith(".index.parquet"))
     stage = TALK.model_copy(update={"replay": 0.3})
-    found = shares(taken(begin(both, tmp_path, model, stage, known=known), 40), lambda id: id.split("/")[0])
-    assert found["old"] == pytest.approx(0.3, abs=0.05)
-    assert shares(taken(begin(old, tmp_path, model, stage, known=known), 4), lambda id: id.split("/")[0]) == {"old": 1.0}
+    mixed = begin(both, tmp_path, model, stage, known=reader(both, tmp_path).held_by(old))
+    found = shares(taken(mixed, 40), lambda id: id.split("/")[0])
+    assert found["old"] == pytest.approx(0.3, abs=0.05) and mixed.absent == ""
+    alone = begin(old, tmp_path, model, stage, known=reader(old, tmp_path).held_by(old))
+    assert shares(taken(alone, 4), lambda id: id.split("/")[0]) == {"old": 1.0} and "all are old, so replay=0.3" in alone.absent
+
+
+def test_what_was_learned_is_old_in_a_shard_that_was_written_anew(s3, tmp_path):
+    """As forgetting a patient does. What was edited since is new."""
+    old = publish([sample(n, source="old") for n in range(20)], corpus_store(), rows=20)
+    stay = [sample(n, source="old", words=9 if n == 7 else 3) for n in range(1, 20)]
+    now = publish([*stay, *(sample(n, source="fresh") for n in range(5))], corpus_store(), rows=20)
+    found = reader(now, tmp_path)
+    assert {found.index.id(at) for at in np.flatnonzero(~found.held_by(old))} == {"old/understanding-7", *(f"fresh/understanding-{n}" for n in range(5))}
 
 
 @pytest.mark.parametrize("tokens", [1024, 18000])

@@ -3,6 +3,7 @@
 import json
 import resource
 import shutil
+import threading
 from collections import Counter
 from contextlib import contextmanager
 
@@ -11,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from infra.store import StoreUnavailable, model_store
+from infra.store import ObjectStore, StoreUnavailable, model_store
 from model import UniMedVL
 from model.checkpoint import open_weights
 from model.config import ModelConfig
+from model.curriculum import AnomalyParams, StageParams
 from model.packing import TextItem, pack
 from model.testing import make_tiny
 from ray_jobs.meter import Meter
@@ -23,7 +25,9 @@ from ray_jobs.run_log import RunLog, samples_of
 from ray_jobs.stage_checkpoints import StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
 from ray_jobs.train import forget_run, take_up
-from tests.ray_jobs.training_runs import STAGE, TRAINING, MadePacks, NoticeAt, learned, same, start
+from ray_jobs.watchdog import Watchdog
+from tests.ray_jobs.outage import Wire
+from tests.ray_jobs.training_runs import BAD, STAGE, TRAINING, MadePacks, NoticeAt, learned, same, start
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,19 @@ def undisturbed(tiny, s3, tmp_path_factory):
     run, _ = start(tiny, "undisturbed", tmp_path_factory.mktemp("scratch"))
     assert run.run() == "finished"
     return learned(run), run.progress.history
+
+
+class Flat:
+    """A validation that finds these losses, one after the other."""
+
+    def __init__(self, losses: list[float]):
+        self.losses = iter(losses)
+
+    def loss(self, stepper) -> dict[str, float]:
+        return {"loss": next(self.losses), "ce": 1.0, "mse": 1.0}
+
+    def look(self, stepper) -> tuple[dict[str, float], None]:
+        return {"vqa/mini": 0.25}, None
 
 
 def in_store(name: str) -> list[str]:
@@ -184,6 +201,18 @@ def test_bad_steps_in_a_row_take_the_run_back_and_the_data_goes_on(tiny, tmp_pat
     assert run.loader.positions["0"] == 9 + 8, "nine batches until it went back, and eight more from step 4 to 12"
 
 
+def test_a_checkpoint_that_was_gone_back_behind_is_gone_on_from_no_more(tiny, tmp_path):
+    """Steps 9 to 12 are bad twice, so the run goes back to 8 and then to 4, and is stopped at 6; 8 is of what was undone."""
+    stage, spoilt = STAGE.model_copy(update={"steps": 20}), frozenset(range(8, 16))
+    run, told = start(tiny, "behind", tmp_path, stage=stage, spoilt=spoilt, notice=NoticeAt(18))
+    assert run.run() == "stopped" and told.kinds().count("rolled-back") == 2
+    assert [name.split("-")[0] for name in in_store("behind")] == ["00000006", "00000004"]
+    again, told = start(tiny, "behind", tmp_path, stage=stage, spoilt=spoilt)
+    assert again.run() == "finished" and told.events[0][:2] == (6, "resumed")
+    straight, _ = start(tiny, "straight", tmp_path / "straight", stage=stage, spoilt=spoilt)
+    assert straight.run() == "finished" and same(learned(again), learned(straight))
+
+
 def test_the_samples_of_a_step_are_those_that_counted(tiny, tmp_path):
     """Steps 6 to 9 are bad, so the run goes back to 4 with new data, and is stopped after the new step 5."""
     run, _ = start(tiny, "undone", tmp_path, spoilt=frozenset(range(5, 9)), notice=NoticeAt(10))
@@ -269,6 +298,15 @@ def test_a_spike_is_no_step(tiny, tmp_path):
     assert "skipped-step" in told.kinds()
 
 
+def test_losses_are_judged_beside_those_of_their_kind():
+    """Where drawings are rare, steps without one are no measure of a step with one."""
+    watchdog, params = Watchdog(), AnomalyParams(window=5)
+    assert all(watchdog.is_good({"ce": 0.05}, 1.0, params) for _ in range(6))
+    assert watchdog.is_good({"ce": 0.05, "mse": 2.0}, 1.0, params)
+    assert not watchdog.is_good({"ce": 0.6, "mse": 2.0}, 1.0, params)
+    assert not watchdog.is_good({"mse": BAD}, 1.0, params) and watchdog.bad == 2
+
+
 @contextmanager
 def files_at_most(size: int):
     """No file may grow beyond `size`: the system refuses the write, as on a full disk."""
@@ -287,6 +325,34 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(tiny, undisturbed, tmp_path)
     assert set(told.kinds()) == {"checkpoint-failed"} and not in_store("full")
     second, _ = start(tiny, "full", tmp_path)
     assert second.run() == "finished" and same(learned(second), undisturbed[0])
+
+
+def test_a_disk_without_room_for_a_folder_costs_a_checkpoint(s3, tmp_path):
+    (tmp_path / "full").write_text("no folder can be made here")
+    checkpoints, kinds = kept_by("no-folder", tmp_path / "full" / "scratch")
+    checkpoints.save(10, {"weights/one": torch.ones(3)}, {"step": 10}, {})
+    assert not checkpoints.wait() and kinds == ["checkpoint-failed"] and not in_store("no-folder")
+
+
+def test_what_killed_attempts_left_on_this_machine_goes(s3, tmp_path):
+    left = [tmp_path / name for name in ("00000008-0123abcd", "resume-00000004-0123abcd")]
+    for folder in (*left, tmp_path / "somebody-elses"):
+        folder.mkdir()
+        (folder / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"x")
+    kept_by("swept", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["somebody-elses"]
+
+
+def test_an_export_waits_for_a_silent_store(tiny, s3, tmp_path):
+    run, _ = start(tiny, "away", tmp_path / "scratch", stage=STAGE.model_copy(update={"steps": 1}))
+    assert run.run() == "finished"
+    wire, out = Wire(s3), tmp_path / "out"
+    out.mkdir()
+    wire.cut()
+    threading.Timer(3, wire.mend).start()
+    export_average(tiny, "away", ObjectStore(s3.bucket_models, wire.settings), out, outage_minutes=1)
+    wire.cut()
+    assert torch.equal(load_file(out / "ema.safetensors")["language_model.model.norm.weight"], learned(run)["average/language_model.model.norm.weight"])
 
 
 def test_whatever_is_told_is_counted_for_alarms(tiny, s3, tmp_path):
@@ -317,19 +383,23 @@ def test_what_the_release_has_nothing_of_is_told(tiny, s3, tmp_path):
 
 def test_a_stage_stops_early_where_nothing_gets_better(tiny, tmp_path):
     """A loss that is no number counts neither as better nor as worse."""
-    class Flat:
-        losses = iter([float("nan"), 1.0, 1.0, float("nan"), 1.0])
-
-        def loss(self, stepper):
-            return {"loss": next(self.losses), "ce": 1.0, "mse": 1.0}
-
-        def look(self, stepper):
-            return {}, None
-
-    stage = STAGE.model_copy(update={"evaluate_every": 2, "early_stop": {"patience": 2}})
-    run, told = start(tiny, "early", tmp_path, stage=type(STAGE)(**stage.model_dump()))
-    run.validation = Flat()
+    run, told = start(tiny, "early", tmp_path, stage=StageParams(**STAGE.model_dump() | {"evaluate_every": 2, "early_stop": {"patience": 2}}))
+    run.validation = Flat([BAD, 1.0, 1.0, BAD, 1.0])
     assert run.run() == "finished" and run.progress.step == 10 and told.kinds()[-1] == "early-stop"
+
+
+def test_a_stage_that_stops_between_two_log_lines_has_a_last_one(tiny, tmp_path):
+    run, told = start(tiny, "between", tmp_path, stage=StageParams(**STAGE.model_dump() | {"evaluate_every": 3, "early_stop": {"patience": 2}}))
+    run.validation = Flat([1.0, 1.0, 1.0])
+    assert run.run() == "finished" and run.progress.step == 9 == told.rows[-1]["step"] == run.progress.history[-1]["step"]
+
+
+def test_scores_are_not_lost_with_the_process(tiny, tmp_path):
+    first, _ = start(tiny, "scored", tmp_path, stage=STAGE.model_copy(update={"evaluate_every": 3}), notice=NoticeAt(10))
+    first.validation = Flat([1.0, 1.0, 1.0])
+    assert first.run() == "stopped"
+    second, _ = start(tiny, "scored", tmp_path)
+    assert second.run() == "finished" and second.progress.scores == {"vqa/mini": 0.25}
 
 
 def test_a_stage_that_gave_a_tokenizer_its_special_tokens_is_exported_with_them(tiny, s3, tmp_path):
