@@ -133,7 +133,7 @@ class StageParams(_Section):
         return {task: weight / total for task, weight in self.mixture.items()}
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then from `learning_rate` to `min_learning_rate` at the last step as `schedule` says."""
+        """Linear warm-up, then from `learning_rate` as `schedule` says towards `min_learning_rate`, which one step after the last would have."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)

@@ -49,6 +49,21 @@ def test_params_metrics_and_the_version_reach_mlflow(s3, monkeypatch, tmp_path):
 
 
 @needs_mlflow
+@pytest.mark.parametrize("how, status", [("stopped", "KILLED"), ("diverged", "FAILED"), ("failed", "FAILED")])
+def test_mlflow_knows_a_run_that_came_to_no_good_end(s3, monkeypatch, tmp_path, how, status):
+    monkeypatch.setenv(tracker.VARIABLE, f"sqlite:///{tmp_path}/mlflow.db")
+    log = RunLog(f"foundation-{how}")
+    log.begin(ABOUT)
+    log.metrics(row(20))
+    log.close(how)
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name(tracker.EXPERIMENT).experiment_id])
+    assert run.info.status == status
+
+
+@needs_mlflow
 def test_a_tracker_that_is_away_costs_a_line(s3, monkeypatch, capfd):
     monkeypatch.setenv(tracker.VARIABLE, "http://127.0.0.1:9")
     log = RunLog("foundation-untracked")
