@@ -151,7 +151,7 @@ def train(config: ModelConfig, release: str, stage: StageParams, training: Train
         model = network(config, training)
         loader = _Counted(open_release(release), Planner(model, stage, half=True), stage, seed, range(training.streams), training.streams)
         loader.told, loader.network = told, config
-        StageRun(model, loader, stage, training, seed, place, _NoCheckpoints(), told, _NoNotice(), under_ray=False).run()
+        StageRun(model, loader, stage, training, seed, place, _NoCheckpoints(), told, _NoNotice(), lambda: model, under_ray=False).run()
     finally:
         dist.destroy_process_group()
     return told

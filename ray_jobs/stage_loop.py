@@ -1,6 +1,7 @@
 """The training loop of a stage, as each worker runs it."""
 
 import time
+from collections.abc import Callable
 from math import isfinite
 from typing import Literal
 
@@ -27,6 +28,7 @@ class StageRun:
     Args:
         log: what the run tells of itself; the first worker's and the workers' samples.
         notice: says when this worker is to end.
+        start: gives the network that the stage begins with.
         under_ray: whether Ray may be draining nodes.
         metrics: told each log row (`set`, by the first worker) and each event (`count`); None for none.
     """
@@ -42,12 +44,13 @@ class StageRun:
         checkpoints: StageCheckpoints,
         log: RunLog,
         notice: notices.Notice,
+        start: Callable[[], UniMedVL],
         validation: Validation | None = None,
         under_ray: bool = True,
         metrics=None,
     ):
         self.loader, self.stage, self.training, self.place = loader, stage, training, place
-        self.checkpoints, self.log, self.notice, self.validation, self.under_ray, self.metrics = checkpoints, log, notice, validation, under_ray, metrics
+        self.start, self.checkpoints, self.log, self.notice, self.validation, self.under_ray, self.metrics = start, checkpoints, log, notice, validation, under_ray, metrics
         # What goes wrong with them is told and counted as everything else is.
         checkpoints.on_event = self.event
         self.state = TrainingState(model.train(), stage)
@@ -168,20 +171,22 @@ class StageRun:
                 self.event(self.progress.step, "resumed", f"on {self.place.workers} workers")
 
     def _roll_back(self, why: str) -> bool:
-        """Go back to the last good checkpoint, or the one before where that did not help; the data goes on, not back.
+        """Go back to the last good checkpoint, or the one before where that did not help, or the start where there is none; the data goes on, not back.
 
-        False when it was gone back too often, or there is nothing to go back to.
+        False when it was gone back too often.
         """
         now = self.progress
         if now.rollbacks >= self.training.anomaly.max_rollbacks:
             return self._diverged(f"{why} after going back {now.rollbacks} times")
         found = self.checkpoints.load(self.state.tensors(), before=now.rolled_back_to) or self.checkpoints.load(self.state.tensors())
-        if not found:
-            return self._diverged(f"{why}, and no checkpoint to go back to")
-        self.checkpoints.give_up_after(found[0]["step"])
+        if found:
+            then = Progress.from_json(found[0])
+        else:
+            self.state.begin_again(self.start())
+            then = self.state.progress
+        self.checkpoints.give_up_after(then.step)
         # Before the word of it: what is told later counts.
         self._tell_seen()
-        then = Progress.from_json(found[0])
         then.rollbacks, then.rolled_back_to, then.seconds = now.rollbacks + 1, then.step, self.meter.seconds
         then.watchdog.skipped = now.watchdog.skipped
         self.state.progress = then

@@ -207,7 +207,7 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     loader = Loader(reader, Planner(model, stage, half=half), stage, seed, numbers, training.streams, known=known)
     validation = Validation(reader, model, stage, seed, numbers, training.streams, place, training.parallel == "fsdp", half) if stage.evaluate_every else None
     checkpoints = StageCheckpoints(run, model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, before_commit=log.flush)
-    stage_run = StageRun(model, loader, stage, training, seed, place, checkpoints, log, notice, validation, under_ray, metrics)
+    stage_run = StageRun(model, loader, stage, training, seed, place, checkpoints, log, notice, lambda: starting_network(fetch_folder(inputs["start"]), training, place), validation, under_ray, metrics)
     how = stage_run.run()
     checkpoints.close()
     if place.first:

@@ -60,6 +60,16 @@ class TrainingState:
     def step(self) -> int:
         return self.progress.step
 
+    @torch.no_grad()
+    def begin_again(self, start: UniMedVL) -> None:
+        """The weights that the stage began with; of moments and progress there is nothing yet."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(start.get_parameter(name))
+            self.ema.average[name].copy_(parameter)
+            for moment in self.optimiser.state[parameter].values():
+                moment.zero_()
+        self.progress = Progress()
+
     def not_finite(self) -> int:
         """How many of this worker's weights and averages hold what is no finite number."""
         held = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in (*self.parameters.values(), *self.ema.average.values()))

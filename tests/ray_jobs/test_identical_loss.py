@@ -37,7 +37,7 @@ def test_the_first_losses_are_what_they_were(s3, tmp_path):
     loader = Loader(reader, Planner(model, stage), stage, params.seed, [0, 1], 2)
     checkpoints = StageCheckpoints("identical", model_store(), alone(), tmp_path / "scratch")
     told = Told()
-    StageRun(model, loader, stage, training, params.seed, alone(), checkpoints, told, NoticeAt(STEPS), under_ray=False).run()
+    StageRun(model, loader, stage, training, params.seed, alone(), checkpoints, told, NoticeAt(STEPS), lambda: model, under_ray=False).run()
     # Another processor rounds otherwise, and twenty steps of Adam make that more.
     assert [row["ce"] for row in told.rows] == pytest.approx(CE, rel=1e-2)
     assert [row["mse"] for row in told.rows] == pytest.approx(MSE, rel=1e-2)

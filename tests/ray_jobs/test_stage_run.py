@@ -201,6 +201,19 @@ def test_bad_steps_in_a_row_take_the_run_back_and_the_data_goes_on(tiny, tmp_pat
     assert run.loader.positions["0"] == 9 + 8, "nine batches until it went back, and eight more from step 4 to 12"
 
 
+@pytest.mark.parametrize("spoilt, to_go", [({0, 1, 2, 3}, 4 + 12), ({3, 4, 5, 6}, 7 + 12), ({11}, 12 + 12)])
+def test_a_run_without_a_checkpoint_goes_back_to_its_start(tiny, tmp_path, spoilt, to_go):
+    """Bad steps at its beginning, after some good ones, and at its end: with the data after them it ends as if it had begun there."""
+    training = TRAINING.model_copy(update={"checkpoint_every": 100})
+    run, told = start(tiny, f"start-{to_go}", tmp_path, training=training, spoilt=frozenset(spoilt))
+    assert run.run() == "finished" and told.kinds() == ["skipped-step"] * len(spoilt) + ["rolled-back"] and "to 0" in told.events[-1][2]
+    assert run.loader.positions["0"] == to_go
+    other, _ = start(tiny, f"later-{to_go}", tmp_path / "later", training=training)
+    other.loader.positions = dict.fromkeys(other.loader.positions, to_go - 12)
+    other.state.progress.rollbacks = 1
+    assert other.run() == "finished" and same(learned(other), learned(run))
+
+
 def test_a_checkpoint_that_was_gone_back_behind_is_gone_on_from_no_more(tiny, tmp_path):
     """Steps 9 to 12 are bad twice, so the run goes back to 8 and then to 4, and is stopped at 6; 8 is of what was undone."""
     stage, spoilt = STAGE.model_copy(update={"steps": 20}), frozenset(range(8, 16))

@@ -100,7 +100,7 @@ def start(folder: Path, name: str, scratch: Path, spoilt=frozenset(), notice=Non
     model = starting_network(folder, training, place)
     loader = MadePacks(model.config, range(place.rank, training.streams, place.workers), spoilt)
     checkpoints = StageCheckpoints(name, store or model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, told.event)
-    return StageRun(model, loader, stage, training, 5, place, checkpoints, told, notice or NoticeAt(), under_ray=False), told
+    return StageRun(model, loader, stage, training, 5, place, checkpoints, told, notice or NoticeAt(), lambda: starting_network(folder, training, place), under_ray=False), told
 
 
 def learned(run: StageRun) -> dict[str, torch.Tensor]:
