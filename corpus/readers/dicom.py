@@ -1,9 +1,6 @@
 """DICOM files: single and multi-frame images, tiled slides, whatever the transfer syntax (see docs/data.md)."""
 
-import logging
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +46,7 @@ def read(source: Source) -> Iterator[Record | Rejection]:
             yield Rejection(source.name, file.where, "not-dicom", "a file of another kind among the DICOM files")
             continue
         try:
-            with _quietly():
+            with dicom_decoding.quietly():
                 found = list(_records(file, source))
         except Exception as error:  # a damaged header can raise anything
             found = [Rejection(source.name, file.where, "unreadable-dicom", f"the header cannot be read ({type(error).__name__})")]
@@ -125,7 +122,7 @@ def _open(file: File, header: "Dataset", frame: int, max_pixels: int) -> Pillow.
     if header.get("Rows", 0) * header.get("Columns", 0) > max_pixels:
         raise Unreadable("too-large", f"{header.Columns}x{header.Rows} px exceed the limit of {max_pixels:,} pixels")
     try:
-        with _quietly():
+        with dicom_decoding.quietly():
             return dicom_pixels.picture(dicom_decoding.decode(_dataset(file), file.path, frame), header, frame)
     except Exception as error:  # decoders raise anything on damaged pixels
         raise Unreadable("unreadable-image", f"cannot be decoded ({type(error).__name__})") from None
@@ -153,16 +150,3 @@ def _is_dicom(file: Path) -> bool:
 
 def _values(value: object) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Warnings and log lines about bad values quote them, and a value may be a name."""
-    logger = logging.getLogger("pydicom")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = before

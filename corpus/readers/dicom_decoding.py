@@ -1,7 +1,11 @@
 """Stored values of DICOM frames, each transfer syntax by the decoder that survives damaged data."""
 
+import logging
+import warnings
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +30,19 @@ _DECODER = {syntax: decoder for decoder, syntaxes in _DECODERS.items() for synta
 
 class DecoderCrashed(RuntimeError):
     """The decoder took its process down."""
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Warnings and log lines about bad values quote them, and a value may be a name."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
 
 
 def decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
@@ -77,4 +94,5 @@ def _by_gdcm(path: Path, frame: int) -> np.ndarray:
     from pydicom import dcmread
     from pydicom.pixels import pixel_array
 
-    return pixel_array(dcmread(path, force=True), index=frame, decoding_plugin="gdcm")
+    with quietly():
+        return pixel_array(dcmread(path, force=True), index=frame, decoding_plugin="gdcm")

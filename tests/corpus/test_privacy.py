@@ -11,12 +11,13 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
+from pydicom.data import get_testdata_file
 from pydicom.uid import EncapsulatedPDFStorage
 
 from corpus import shards
 from corpus.params import CorpusParams
-from corpus.readers import dicom, formats, nifti, records
+from corpus.readers import dicom, dicom_decoding, formats, nifti, records
 from corpus.readers.source import Source
 from tests.corpus.dicom_making import dataset, save
 from tests.corpus.taking_in import SALT, take_in
@@ -113,6 +114,15 @@ def test_nothing_of_what_lies_among_dicom_files(dicom_folder, capfd, caplog):
     taken = checked(formats, Source(export, "s", license="MIT", modality="CT", salt=SALT), capfd, caplog)
     assert taken.reasons.count("unnamed-picture") == 2 and taken.reasons.count("unknown-format") == 4
     assert [sample.labels["folder"] for sample in taken.samples if "folder" in sample.labels] == ["pneumonia"] * 2
+
+
+def test_nothing_of_a_header_from_the_process_of_a_decoder(tmp_path, capfd, caplog):
+    made = dcmread(get_testdata_file("SC_rgb_jpeg_gdcm.dcm", download=False))
+    made.add_new("SpecificCharacterSet", "CS", SECRET)
+    save(made, tmp_path / "a.dcm")
+    dicom_decoding._workers.cache_clear()  # a new process has the streams that are looked at
+    taken = checked(dicom, Source(tmp_path, "s", license="MIT", modality="CT", salt=SALT), capfd, caplog)
+    assert len(taken.samples) == 1
 
 
 def icc() -> bytes:
