@@ -30,6 +30,12 @@ def answer(value: object) -> str | None:
     return None if found.upper() in _MISSING else found
 
 
+def identifier(value: object) -> str | None:
+    """As `text`, for what may be a number or its text: 1.0 is 1."""
+    only = _only(value)
+    return text(int(only) if isinstance(only, float) and only.is_integer() else only)
+
+
 def words(value: object) -> str:
     """A field as text, lines kept; a list of one thing is that thing.
 
@@ -38,13 +44,17 @@ def words(value: object) -> str:
     """
     if isinstance(value, str):
         return value
-    if isinstance(value, (list, tuple)) and len(value) <= 1:
-        value = value[0] if value else None
+    value = _only(value)
     if isinstance(value, (list, tuple, dict)):
         raise NotARecord("a list or mapping where a text belongs")
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return "" if value is None else str(value)
+
+
+def _only(value: object) -> object:
+    """What a list of one thing holds; an empty one holds nothing."""
+    return (value[0] if value else None) if isinstance(value, (list, tuple)) and len(value) <= 1 else value
 
 
 def kind(answered: str, named: object = None) -> str:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, NotARecord, damaged, malformed, shown, text, turn
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, identifier, malformed, shown, text, turn
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -50,7 +50,7 @@ def _linked(file: Path) -> _Linked:
 
 
 def _names(fields: dict) -> list[_Name]:
-    return [(order, str(fields[kind])) for order, kind in enumerate(("patient", "group")) if fields.get(kind)]
+    return [(order, name) for order, kind in enumerate(("patient", "group")) if (name := identifier(fields.get(kind)))]
 
 
 def _first(name: _Name, linked: _Linked) -> _Name:
@@ -71,16 +71,16 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
         picture = fields["image"]
         if not isinstance(picture, str):
             raise NotARecord("no picture: `image` is not a path")
-        identifier = str(fields.get("id") or picture)
+        key = identifier(fields.get("id")) or picture
         questions = fields.get("qa") or []
         spoken = [q for q in questions if (q.get("lang") or "en") in source.languages]
         turns = tuple(t for q in spoken if (t := turn(q.get("question"), q.get("answer"), q.get("answer_type") or "OPEN")))
         said = source.known(**{name: text(fields.get(name)) for name in ("modality", "license", "attribution", "split")})
         return Record(
-            id=identifier,
+            id=key,
             where=f"{where} {shown(picture)}",
             images=(PictureFile(root, picture, source.max_pixels),),
-            patient=_patient(fields, linked) or identifier,
+            patient=_patient(fields, linked) or key,
             caption=text(fields.get("caption")),
             turns=turns,
             labels=(fields.get("labels") or {}) | (damaged(fields) if "\ufffd" in line or "\\u" in line else {}),

@@ -99,6 +99,20 @@ def test_neither_a_patient_nor_a_group_is_split(tmp_path):
     assert [r.patient for r in read(file, "records")[0]] == ["P1"] * 6 + ["P3", "P1", "P4"]
 
 
+@pytest.mark.parametrize("format, name", [("records", "records.jsonl"), ("unimedvl-jsonl", "a.jsonl")])
+def test_one_patient_however_it_is_written(tmp_path, format, name):
+    said = [0, "0", 0.0, "0 ", ["0"], [0.0], "-", None, "", "P 1", ["P  1"], ["0", "1"], {"0": 1}]
+    rows = [{"image": f"{n}.png", "input_img": [f"{n}.png"], "message": layouts.talk("What?", "A"), "patient": patient} for n, patient in enumerate(said)]
+    records, aside = read(layouts.jsonl(rows, tmp_path / name), format)
+    assert [r.patient for r in records] == ["0"] * 6 + ["6.png", "7.png", "8.png", "P 1", "P 1"] and [r.reason for r in aside] == ["malformed-record"] * 2
+
+
+def test_groups_and_ids_may_be_numbers(tmp_path):
+    rows = [{"patient": 2.0, "group": 0, "id": 0}, {"patient": "1", "group": "0", "id": 7.0}, {"group": 0.0, "id": "-"}, {"patient": ["a", "b"], "group": 0}, {"id": ["a", "b"]}]
+    records, aside = read(layouts.jsonl([{"image": f"{n}.png"} | row for n, row in enumerate(rows)], tmp_path / "records.jsonl"), "records")
+    assert [(r.id, r.patient) for r in records] == [("0", "1"), ("7", "1"), ("2.png", "1")] and [r.reason for r in aside] == ["malformed-record"] * 2
+
+
 @pytest.mark.parametrize("stray", [(0,), (3,), (0, 1), (1, 3)])
 def test_a_quotation_mark_that_is_not_closed_swallows_no_rows(tmp_path, stray):
     rows = [layouts.gmai_row(n, n, question="Q") for n in range(4)] + [layouts.gmai_row(4, 4, question='What\tis "this"\nthen?'), layouts.gmai_row(5, 5, split="VAL\n")]
