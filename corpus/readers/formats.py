@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+from corpus import vocabulary
 from corpus.readers import FORMATS, image_folder, omni_med_vqa, textfiles, tree
 from corpus.readers.files import unnamed
 from corpus.readers.pictures import SUFFIXES, PictureFile
@@ -18,11 +19,18 @@ from corpus.record import Record, Rejection
 AUTO = "auto"
 # Formats whose files never name a picture of another file.
 _HOLDING = ("med-mnist", "nifti", "dicom")
-# Formats whose files lie in folders that may be called after people, as they may be themselves; and how such files end.
-_OF_PATIENTS, _PATIENTS_FILE = ("dicom", "nifti"), re.compile(r"\.(dcm|dicom|ima|nii|nii\.gz)$", re.IGNORECASE)
+# Formats whose files lie in folders that may be called after people, as they may be themselves; and how files of scans end.
+_OF_PATIENTS = ("dicom", "nifti")
+_PATIENTS_FILE = re.compile(r"\.(dcm|dicom|ima|nii|hdr|img|mgz|mgh|mha|mhd|nrrd|nhdr|mnc|par|rec)(\.(gz|zip|bz2))?$", re.IGNORECASE)
+# A patient's scans are often sent as one.
+_ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar(\.\w+)?)$", re.IGNORECASE)
+# Folders of scans that are called after what they hold, not after a patient.
+_OF_SCANS = (*image_folder.PLAIN, "dicom", "dicoms", "dcm", "nifti", "nii", "volumes", "scans")
+# The file of a medium, such as a hospital hands to a patient.
+_MEDIUM = "dicomdir"
 # Files that go with data and are none.
 _AUXILIARY = re.compile(
-    r"^(licen[cs]es?|readme|copying|notice|authors|acknowledge?ments|citation|changelog|manifest|md5sums?|sha\d+sums?|checksums?|thumbs|desktop)\b"
+    r"^(licen[cs]es?|readme|copying|notice|authors|acknowledge?ments|citation|changelog|md5sums?|sha\d+sums?|checksums?)\b[^.]*$|^thumbs\.db$"
     r"|\.(md|txt|rst|html?|pdf|bib|cff|md5|sha\d+|sfv|lock|ini|log)$",
     re.IGNORECASE,
 )
@@ -66,21 +74,21 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
     """First the files that name pictures or hold them, then the pictures that none of them named.
 
     Those that a damaged file may have named are kept aside: what it said of them, its split above all, is not known. So are
-    those that share a folder of the source with scans: its name is no label, as it may be a person's.
+    those that lie among scans: the folder's name is no label, as it may be a person's.
     """
     claimed: set[str] = set()
     doubtful: set[str] = set()
     unknown: list[Path] = []
     closed: list[Rejection] = []
-    scans: set[str] = set()
-    found = False
+    scans, found = _Scans(source), False
     for file in (folder / name for folder, names in tree.folders(source.path) for name in names if not _is_picture(name)):
         if refused := tree.unread(file, source):
             found = True
             closed.append(refused)
             continue
         format = detect(file, source.columns) if os.path.isfile(file) else None
-        scans |= {_top(file, source)} if format in _OF_PATIENTS else set()
+        if format in _OF_PATIENTS:
+            scans.add(file)
         if format is None:
             unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
             continue
@@ -94,16 +102,16 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
         if damaged and not holds:
             doubtful.add(os.path.abspath(_pictures_of(file, format, source)))
     for number, refused in enumerate(closed, start=1):
-        yield replace(refused, where=f"file {number} of {len(closed)} that may not be read") if _is_scan(source.path / refused.where, scans, source) else refused
+        yield replace(refused, where=f"file {number} of {len(closed)} that may not be read") if scans.may_name(source.path / refused.where) else refused
     for file in unknown:
         # A JSON file beside named pictures is theirs: SLAKE has two for each.
         if not textfiles.named(file, ".json") or os.path.abspath(file.parent) not in claimed:
-            yield _unknown(file, source, _is_scan(file, scans, source))
+            yield Rejection(source.name, unnamed(file) if scans.may_name(file) else source.place(file), "unknown-format", "no reader recognises this file; name its format with --format")
     for where, names in tree.folders(source.path):
         pictures, folder = [name for name in names if _is_picture(name)], os.path.abspath(where)
         found |= bool(pictures)
         for file in () if folder in claimed else (where / name for name in pictures):
-            if _top(file, source) in scans:
+            if scans.are_near(file):
                 yield Rejection(source.name, unnamed(file), "unnamed-picture", "no file names it, and among DICOM or NIfTI files its own name and its folder's may be a person's")
             elif any(Path(folder).is_relative_to(top) for top in doubtful):
                 yield Rejection(source.name, source.place(file), "unnamed-picture", "no file names it, but one that may is damaged")
@@ -142,15 +150,31 @@ def _folder(root: Path, relative: str) -> str | None:
     return folder if Path(folder).is_relative_to(top) else None
 
 
-def _top(file: Path, source: Source) -> str:
-    """The folder directly below the source's in which a file lies, or nothing."""
-    return source.place(file).partition("/")[0] if "/" in source.place(file) else ""
+class _Scans:
+    """Where the scans of a source lie: whatever else lies there may be called after a person."""
 
+    def __init__(self, source: Source):
+        self._source = source
+        self._tops: set[str] = set()
+        self._places: set[Path] = set()
 
-def _is_scan(file: Path, scans: set[str], source: Source) -> bool:
-    """Whether a file that could not be read may be a scan, called after a person."""
-    return bool(_PATIENTS_FILE.search(file.name)) or _top(file, source) in scans
+    def add(self, file: Path) -> None:
+        """Its folder of the source holds scans; so do a medium, and the whole source if that folder may be called after a patient."""
+        top = self._top(file)
+        self._tops.add(top)
+        if file.name.casefold() == _MEDIUM:
+            self._places.add(file.parent)
+        if top and top.casefold() not in _OF_SCANS and not (vocabulary.modality(top) or vocabulary.split(top)):
+            self._places.add(self._source.path)
 
+    def are_near(self, file: Path) -> bool:
+        return self._top(file) in self._tops or any(file.is_relative_to(place) for place in self._places)
 
-def _unknown(file: Path, source: Source, is_scan: bool) -> Rejection:
-    return Rejection(source.name, unnamed(file) if is_scan else source.place(file), "unknown-format", "no reader recognises this file; name its format with --format")
+    def may_name(self, file: Path) -> bool:
+        """Whether a file that could not be read may be a scan, or lies among scans."""
+        return bool(_PATIENTS_FILE.search(file.name) or (self._tops and _ARCHIVE.search(file.name))) or self.are_near(file)
+
+    def _top(self, file: Path) -> str:
+        """The folder directly below the source's in which a file lies, or nothing."""
+        place = self._source.place(file)
+        return place.partition("/")[0] if "/" in place else ""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from corpus.readers import FORMATS, formats
@@ -18,6 +19,7 @@ from flows import console
 from ray_jobs.ingest import add_source
 from tests.conftest import REPO
 from tests.corpus import layouts
+from tests.corpus.dicom_making import dataset, save
 
 
 @pytest.fixture
@@ -57,6 +59,24 @@ def test_auto_reads_each_file_of_a_mixed_folder_once(mixed):
     assert Counter(r.reason for r in aside) == {"unknown-format": 7, "altered-mirror": 3, "augmented-copy": 1}
     for record in records:
         assert all(opener().size for opener in record.images)
+
+
+@pytest.mark.parametrize("folder, kept", [("dicom", True), ("CT", True), ("test", True), ("Smith_John", False)])
+def test_a_class_of_pictures_beside_scans_is_one_where_folders_are_not_of_patients(tmp_path, folder, kept):
+    (tmp_path / folder).mkdir()
+    save(dataset(np.zeros((64, 64), np.uint8)), tmp_path / folder / "a.dcm")
+    layouts.save(1, tmp_path / "pneumonia" / "1.png")
+    (tmp_path / "pneumonia" / "1.xml").write_bytes(b"?")
+    records, aside = read(tmp_path)
+    assert [r.where for r in records if "folder" in r.labels] == (["pneumonia/1.png"] if kept else [])
+    assert {r.reason: "pneumonia" in r.where for r in aside} == {"unknown-format": True} if kept else {"unknown-format": False, "unnamed-picture": False}
+
+
+@pytest.mark.parametrize("name, told", [("LICENSE", False), ("Readme", False), ("LICENSE-MIT", False), ("citation.pdf", False), ("Thumbs.db", False), ("manifest.csv", True), ("citation.xlsx", True), ("notice.zip", True), ("MANIFEST", True)])
+def test_what_goes_with_data_and_is_none(tmp_path, name, told):
+    layouts.save(1, tmp_path / "1.png")
+    (tmp_path / name).write_bytes(b"?")
+    assert [(r.where, r.reason) for r in read(tmp_path)[1]] == ([(name, "unknown-format")] if told else [])
 
 
 def test_auto_finds_the_format_of_a_single_file(mixed):

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -17,8 +19,9 @@ from pydicom.uid import EncapsulatedPDFStorage
 
 from corpus import shards
 from corpus.params import CorpusParams
-from corpus.readers import dicom, dicom_decoding, formats, nifti, records
+from corpus.readers import dicom, formats, nifti, records
 from corpus.readers.source import Source
+from tests.conftest import REPO
 from tests.corpus.dicom_making import dataset, save
 from tests.corpus.taking_in import SALT, take_in
 from tests.corpus.test_deidentify import NUMBERS, SECRET, identified
@@ -108,21 +111,44 @@ def test_nothing_of_what_lies_among_dicom_files(dicom_folder, capfd, caplog):
     (ward / f"{SECRET}.xml").write_text("<report/>")
     (export / "cut").mkdir()
     (export / "cut" / f"{SECRET}.dcm").write_bytes(bytes(500))
-    (export / "sorted" / "pneumonia").mkdir(parents=True)
-    Image.fromarray(picture(80)).save(export / "sorted" / "pneumonia" / "1.png")
+    (export / f"{SECRET}-2").mkdir()
+    Image.fromarray(picture(80)).save(export / f"{SECRET}-2" / "1.png")
+    for name in ("a.zip", "b.tar.gz", "c.7z"):
+        (export / f"{SECRET}-{name}").write_bytes(b"?")
     os.mkfifo(ward / f"{SECRET}.fifo")
     taken = checked(formats, Source(export, "s", license="MIT", modality="CT", salt=SALT), capfd, caplog)
-    assert taken.reasons.count("unnamed-picture") == 2 and taken.reasons.count("unknown-format") == 4
-    assert [sample.labels["folder"] for sample in taken.samples if "folder" in sample.labels] == ["pneumonia"] * 2
+    assert taken.reasons.count("unnamed-picture") == 3 and taken.reasons.count("unknown-format") == 7
 
 
-def test_nothing_of_a_header_from_the_process_of_a_decoder(tmp_path, capfd, caplog):
+def test_nothing_of_a_medium(tmp_path, capfd, caplog):
+    """As a hospital hands it to a patient: scans by number, and whatever else in folders of their own."""
+    for place in (".", "cd"):
+        root = tmp_path / place.replace(".", "whole") / place
+        (root / "DICOM").mkdir(parents=True)
+        (root / f"VIEWER/{SECRET}").mkdir(parents=True)
+        (root / "DICOMDIR").write_bytes(Path(get_testdata_file("DICOMDIR", download=False)).read_bytes())
+        save(dataset(picture(), PatientName=SECRET), root / "DICOM" / "1")
+        Image.fromarray(picture(80)).save(root / f"VIEWER/{SECRET}/{SECRET}.png")
+        (root / f"VIEWER/{SECRET}.xml").write_text("<report/>")
+        taken = checked(formats, Source(tmp_path / place.replace(".", "whole"), "s", license="MIT", modality="CT", salt=SALT), capfd, caplog)
+        assert sorted(taken.reasons) == ["unknown-format", "unnamed-picture"] and len(taken.samples) == 1
+
+
+@pytest.mark.parametrize("suffix", ["hdr", "img", "mgz", "mhd", "nrrd", "mnc", "PAR", "REC", "dcm.zip", "nii.bz2", "img.gz"])
+def test_nothing_of_scans_that_nobody_reads(tmp_path, capfd, caplog, suffix):
+    (tmp_path / f"{SECRET}.{suffix}").write_bytes(b"?")
+    assert checked(formats, Source(tmp_path, "s"), capfd, caplog).reasons == ["unknown-format"]
+
+
+READ = "import pathlib, sys; from corpus.readers import dicom, source; print([r.images[0]().size for r in dicom.read(source.Source(pathlib.Path(sys.argv[1]), 's'))])"
+
+
+def test_nothing_of_a_header_from_the_process_of_a_decoder(tmp_path):
     made = dcmread(get_testdata_file("SC_rgb_jpeg_gdcm.dcm", download=False))
     made.add_new("SpecificCharacterSet", "CS", SECRET)
     save(made, tmp_path / "a.dcm")
-    dicom_decoding._workers.cache_clear()  # a new process has the streams that are looked at
-    taken = checked(dicom, Source(tmp_path, "s", license="MIT", modality="CT", salt=SALT), capfd, caplog)
-    assert len(taken.samples) == 1
+    done = subprocess.run([sys.executable, "-c", READ, str(tmp_path)], cwd=REPO, capture_output=True, text=True)
+    assert done.stdout == "[(100, 100)]\n" and SECRET not in done.stderr
 
 
 def icc() -> bytes:
