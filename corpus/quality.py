@@ -19,6 +19,8 @@ from corpus.sample import Image, Sample, Turn
 # At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
 logging.getLogger("PIL").setLevel(logging.INFO)
 
+# TIFF's word for the meaning of 0.
+_MIN_IS_WHITE = 0
 # What a record says is not repeated where a reason is told, as it may be a person's name; the terms of Creative Commons are none.
 _KNOWN_LICENCE = re.compile(r"cc[ _-]?(0|by)([ _-](nc|nd|sa))*([ _-]\d(\.\d)?)?", re.IGNORECASE)
 
@@ -130,10 +132,12 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
         Unreadable: it is smaller than the limit, or has no numbers.
     """
     mode = picture.mode
+    # Pillow inverts 8 bits itself.
+    inverted = getattr(picture, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == _MIN_IS_WHITE
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _windowed(picture, params.window_percentiles)
+        picture = _windowed(picture, params.window_percentiles, inverted)
     elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         picture = Pillow.alpha_composite(Pillow.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -149,8 +153,8 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
     return picture, "" if mode in ("L", "RGB") else mode, carries_text
 
 
-def _windowed(picture: Pillow.Image, percentiles: tuple[float, float]) -> Pillow.Image:
-    values = np.asarray(picture, dtype=np.float32)
+def _windowed(picture: Pillow.Image, percentiles: tuple[float, float], inverted: bool) -> Pillow.Image:
+    values = np.asarray(picture, dtype=np.float32) * (-1 if inverted else 1)
     # Only floating point has values that are no numbers; they become black, infinite ones the end they are at.
     finite = values[np.isfinite(values)] if picture.mode == "F" else values
     if not finite.size:

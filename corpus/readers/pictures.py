@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from PIL import ExifTags
 from PIL import Image as Pillow
 
 from corpus import originals
@@ -23,6 +24,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _PATH_LIKE, _BASE64_LIKE = re.compile(r"[/\\.]"), re.compile(r"\s*(data:|iVBOR|/9j/|R0lG|Qk|SUkq|TU0A|UklG)")
 # Longer text is not a path on any file system in use.
 _LONGEST_PATH = 1024
+# Colours of 16 bits lose their low byte; pictures of 12 bits in 16 reach 16 of 255 then.
+_COLOURS, _DIM, _PNG_DEPTH = ("RGB", "RGBA", "LA"), 64, 24
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,18 @@ def _decoded(data: bytes, max_pixels: int) -> Pillow.Image:
         if picture.width * picture.height > max_pixels:
             raise Unreadable("too-large", f"{picture.width}x{picture.height} px exceed the limit of {max_pixels:,} pixels")
         picture.load()
+        if _is_dimmed(picture, data):
+            raise Unreadable("unreadable-image", "16 bits a colour of which it uses fewer: write it with 8")
     except Unreadable:
         raise
     except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
         raise Unreadable("unreadable-image", f"cannot be decoded ({type(error).__name__})") from None
     return originals.mark(picture, data)
+
+
+def _is_dimmed(picture: Pillow.Image, data: bytes) -> bool:
+    """Whether a picture has 16 bits a colour and shows next to nothing in the upper eight."""
+    bits = (data[_PNG_DEPTH],) if picture.format == "PNG" else getattr(picture, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, ())
+    if picture.mode not in _COLOURS or max(bits, default=8) != 16:
+        return False
+    return max(high for band, (_, high) in zip(picture.getbands(), picture.getextrema()) if band != "A") < _DIM

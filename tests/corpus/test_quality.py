@@ -1,7 +1,9 @@
 """Bad data: kept aside or converted as a user would expect, each with its reason, and nothing lost."""
 
+import io
 import json
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from PIL import Image
 from corpus import intake, quality, shards
 from corpus.params import CorpusParams, QualityParams
 from corpus.readers import records
+from corpus.readers.pictures import PictureBytes
 from corpus.readers.source import Source
 from corpus.sample import Turn
 from infra.store import corpus_store
 from ray_jobs.params import find_profile, load_params
+from tests.corpus.test_originals import chunk
 from tests.corpus.test_releases import SALT, record
 
 GOOD = {"modality": "CT", "license": "CC0-1.0", "split": "train", "caption": "CT image of the abdomen."}
@@ -232,6 +236,50 @@ def test_values_that_are_no_numbers_do_not_spoil_a_picture():
     assert list(pixels[0, :3]) == [0, 255, 0] and pixels.std() > 50
     outcome = quality.examine(record(0, images=(lambda: Image.fromarray(values * np.nan),)), QualityParams(), SALT)
     assert outcome.reason == "unreadable-image"
+
+
+@pytest.mark.parametrize("values", [np.uint16, np.float32])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_least_value_of_a_tiff_may_be_white(values, turned):
+    ramp = np.arange(64 * 48).reshape(64, 48).astype(values)
+    exif = Image.Exif()
+    exif[0x0112] = 3 if turned else 1
+    white, black = (quality.clean(PictureBytes(tiff(ramp, meaning, exif), 10**6)(), QualityParams())[0] for meaning in (0, 1))
+    assert np.asarray(black)[0, 0] == (255 if turned else 0)
+    assert np.abs(np.asarray(white, dtype=int) + np.asarray(black) - 255).max() <= 1
+
+
+def tiff(values: np.ndarray, meaning: int, exif: Image.Exif) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "TIFF", exif=exif)
+    tag = (0x0106).to_bytes(2, "little") + b"\3\0\1\0\0\0"
+    assert buffer.getvalue().count(tag + b"\1") == 1
+    return buffer.getvalue().replace(tag + b"\1", tag + bytes((meaning,)))
+
+
+@pytest.mark.parametrize("top, stays", [(65535, True), (4095, False)])
+@pytest.mark.parametrize("form, channels", [("PNG", 2), ("PNG", 3), ("PNG", 4), ("TIFF", 3), ("TIFF", 4)])
+def test_colours_of_twelve_bits_in_sixteen_are_told(form, channels, top, stays):
+    values = np.random.default_rng(0).integers(0, top, (64, 64, channels), dtype=np.uint16)
+    if channels != 3:
+        values[..., -1] = 65535
+    outcome = quality.examine(record(0, images=(PictureBytes(png(values) if form == "PNG" else colour_tiff(values), 10**6),)), QualityParams(), SALT)
+    assert (isinstance(outcome, list) and np.asarray(outcome[0].images[0].open()).max() == top >> 8) if stays else "write it with 8" in outcome.detail
+
+
+def png(values: np.ndarray) -> bytes:
+    kind = {2: 4, 3: 2, 4: 6}[values.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = (64).to_bytes(4, "big") * 2 + bytes((16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")))
+
+
+def colour_tiff(values: np.ndarray) -> bytes:
+    import tifffile
+
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values, photometric="rgb", extrasamples=["unassalpha"] if values.shape[2] == 4 else None)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("profile", ["tiny", "unimedvl-14b"])
