@@ -37,20 +37,28 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
     Nothing handed over names a file, as its name may be a person's: `where` gives the start of the file's SHA-256 and its
     place in the sorted list of files.
+
+    Raises:
+        FileNotFoundError: the folder holds no DICOM file.
     """
+    found = not source.path.is_dir()
     for file in listed(source):
         if isinstance(file, Rejection):
+            found = True
             yield file
             continue
         if not _is_dicom(file.path):
             yield Rejection(source.name, file.where, "not-dicom", "a file of another kind among the DICOM files")
             continue
+        found = True
         try:
             with dicom_decoding.quietly():
-                found = list(_records(file, source))
+                frames = list(_records(file, source))
         except Exception as error:  # a damaged header can raise anything
-            found = [Rejection(source.name, file.where, "unreadable-dicom", f"the header cannot be read ({type(error).__name__})")]
-        yield from found
+            frames = [Rejection(source.name, file.where, "unreadable-dicom", f"the header cannot be read ({type(error).__name__})")]
+        yield from frames
+    if not found:
+        raise tree.nothing(source, "DICOM file")
 
 
 def _records(file: File, source: Source) -> Iterator[Record | Rejection]:

@@ -39,18 +39,26 @@ def _coloured(values: np.ndarray, header: "Dataset") -> np.ndarray:
 
 
 def _grey(values: np.ndarray, header: "Dataset") -> Pillow.Image:
-    from pydicom.pixels import apply_modality_lut
-
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
-    meant = apply_modality_lut(values, header)
+    meant = _meant(values, header)
     shown = _displayed(meant, header)
-    if shown is None and values.dtype == np.uint8:
+    if shown is None and values.dtype == np.uint8 and not header.get("ModalityLUTSequence"):
         shown = values / (2 ** int(header.BitsStored) - 1)
         inverted = inverted != (header.get("RescaleSlope", 1) < 0)
     if shown is not None:
         return Pillow.fromarray(_to_byte(1 - shown if inverted else shown, 1))
     meant = _without_padding(meant.astype(np.float32), values, header)
     return Pillow.fromarray(-meant if inverted else meant)
+
+
+def _meant(values: np.ndarray, header: "Dataset") -> np.ndarray:
+    """Values through the modality LUT or else the rescale. pydicom's own way with tables fails where their entries are bytes."""
+    from pydicom.pixels import apply_modality_lut
+
+    if not header.get("ModalityLUTSequence"):
+        return apply_modality_lut(values, header)
+    table = header.ModalityLUTSequence[0]
+    return _looked_up(values, table.LUTDescriptor, table.LUTData, header.original_encoding[1]) * (2 ** int(table.LUTDescriptor[2]) - 1)
 
 
 def _displayed(values: np.ndarray, header: "Dataset") -> np.ndarray | None:

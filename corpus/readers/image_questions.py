@@ -14,8 +14,8 @@ from corpus.record import Record, Rejection
 from corpus.sample import Turn
 
 _COLUMNS = ("image", "question", "answer")
-# Folders above a file whose names may tell the set: <set>/data/test-00000-of-00001.parquet.
-_FOLDERS_ABOVE = 3
+# Folders above a file whose names may tell the set, as in Hugging Face's cache: datasets--<owner>--<set>/snapshots/<hash>/data/test-0.parquet.
+_FOLDERS_ABOVE = 5
 
 
 def recognises(path: Path, name: str) -> bool:

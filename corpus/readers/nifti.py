@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image as Pillow
 
 from corpus import anatomy, vocabulary
+from corpus.readers import tree
 from corpus.readers.files import File, evenly_spread, listed
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -46,17 +47,25 @@ def read(source: Source) -> Iterator[Record | Rejection]:
     """A record for each of at most `source.views` slices of each volume, evenly spread over those that show something.
 
     Of the header only shape, axes and scaling are used: its free text and extensions are never looked at.
+
+    Raises:
+        FileNotFoundError: the folder holds no volume.
     """
+    found = False
     for file in listed(source):
         if isinstance(file, Rejection):
+            found = True
             yield file
             continue
-        if not _NAME.search(file.path.name):
+        if source.path.is_dir() and not _NAME.search(file.path.name):
             continue
+        found = True
         try:
             yield from _slices(file, source)
         except Unreadable as error:
             yield Rejection(source.name, file.where, error.reason, str(error))
+    if not found:
+        raise tree.nothing(source, "NIfTI volume")
 
 
 def _slices(file: File, source: Source) -> Iterator[Record]:
@@ -100,7 +109,7 @@ def _volume(file: File, max_pixels: int) -> Volume:
         values = _finite(np.asarray(image.dataobj, dtype=np.float32))
         if int(image.header["intent_code"]) == _LABEL_INTENT or _is_labels(values):
             raise Unreadable("label-volume", "a segmentation, not a picture")
-        spacing = tuple(float(s) if np.isfinite(s) and s > 0 else 1.0 for s in image.header.get_zooms()[:3])
+        spacing = tuple(float(s) if np.isfinite(s) and s > 0 else 1.0 for s in nibabel.affines.voxel_sizes(image.affine))
     except Unreadable:
         raise
     except Exception as error:  # damaged files raise anything, from zlib.error to HeaderDataError

@@ -31,10 +31,9 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     yield from ((path.parent, [path.name]) for path in (Path(error.filename) for error in closed))
 
 
-def leaves(file: Path, root: Path) -> bool:
-    """Whether a link leads out of the folder."""
-    top = root if root.is_dir() else root.parent
-    return file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(top))
+def leaves(file: Path, source: Source) -> bool:
+    """Whether a link leads out of the source."""
+    return file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(source.top))
 
 
 def unread(file: Path, source: Source) -> Rejection | None:
@@ -43,7 +42,7 @@ def unread(file: Path, source: Source) -> Rejection | None:
     def reject(reason: str, detail: str) -> Rejection:
         return Rejection(source.name, source.place(file), reason, detail)
 
-    if leaves(file, source.path):
+    if leaves(file, source):
         return reject("path-outside-folder", "a link out of the source's folder")
     if os.path.isdir(file):
         return reject("unreadable-folder", "this machine does not let its files be listed")
@@ -70,4 +69,9 @@ def read_each(source: Source, recognises: Callable[[Path], bool], read_file: Rea
             except Unreadable as error:
                 yield Rejection(source.name, source.place(file), error.reason, str(error))
     if not found:
-        raise FileNotFoundError(f"{source.path} holds no {wanted}; docs/data.md describes the format")
+        raise nothing(source, wanted)
+
+
+def nothing(source: Source, wanted: str) -> FileNotFoundError:
+    """What to raise where a source holds nothing of its format."""
+    return FileNotFoundError(f"{source.path} holds no {wanted}; docs/data.md describes the format")

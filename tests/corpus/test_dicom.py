@@ -103,6 +103,16 @@ def test_a_voi_table_may_begin_below_zero(tmp_path, stored, intercept, syntax):
     assert np.abs(picture(tmp_path, made) - entries[GRADIENT] / 65535 * 255).max() <= 0.51
 
 
+@pytest.mark.parametrize("stored", [np.uint8, np.uint16])
+@pytest.mark.parametrize("bits, words", [(8, "u1"), (8, "<u2"), (12, "<u2")])
+def test_a_modality_table_may_hold_bytes(tmp_path, stored, bits, words):
+    entries = np.arange(256)[::-1] * 2**bits // 256
+    table = item(LUTDescriptor=[256, 0, bits])
+    table.add_new("LUTData", "OW", entries.astype(words).tobytes())
+    made = dataset((GRADIENT % 256).astype(stored), ModalityLUTSequence=[table])
+    assert np.abs(picture(tmp_path, made) - entries[GRADIENT % 256]).max() < 1e-3
+
+
 def test_the_first_of_several_windows_counts(tmp_path):
     shown = picture(tmp_path, dataset(GRADIENT.astype(np.uint16), WindowCenter=[2048, 10], WindowWidth=[4096, 2]))
     assert abs(shown[32, 0] - 127.5) < 1
@@ -271,7 +281,7 @@ def test_a_patient_is_one_person_of_one_issuer(tmp_path):
 def test_truncated_files_are_set_aside(tmp_path, size):
     whole = save(dataset(GRADIENT.astype(np.uint16)), tmp_path / "x.dcm").read_bytes()
     (tmp_path / "x.dcm").write_bytes(whole[:size])
-    taken = take_in(dicom, Source(tmp_path, "s", license="MIT"))
+    taken = take_in(dicom, Source(tmp_path / "x.dcm", "s", license="MIT"))
     assert not taken.samples and set(taken.reasons) <= {"not-dicom", "no-pixel-data", "unreadable-dicom", "unreadable-image", "unknown-modality"}
 
 

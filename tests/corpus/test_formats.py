@@ -86,6 +86,24 @@ def test_auto_finds_the_format_of_a_single_file(mixed):
     assert [r.reason for r in read(mixed / "LICENSE")[1]] == ["unknown-format"]
 
 
+def test_the_cache_of_hugging_face_is_known_by_its_folders(tmp_path):
+    snapshot = tmp_path / "datasets--someone--vqa-rad" / "snapshots" / "bcf91e7654fb9d51c8ab6a5b82cacf3fafd2fae9"
+    blob = layouts.image_questions(tmp_path / "datasets--someone--vqa-rad" / "blobs" / "0123")
+    (snapshot / "data").mkdir(parents=True)
+    (snapshot / "data" / "test-00000-of-00001.parquet").symlink_to(blob)
+    assert formats.detect(snapshot / "data" / "test-00000-of-00001.parquet", {}) == "vqa-rad"
+    assert {r.split for r in read(tmp_path / "datasets--someone--vqa-rad")[0]} == {"test"}
+
+
+@pytest.mark.parametrize("name", ["VAL.tsv", "a.dcm"])
+def test_a_link_from_folder_to_folder_is_followed(tmp_path, name):
+    (tmp_path / "data").mkdir()
+    layouts.gmai(tmp_path / "VAL.tsv") if name == "VAL.tsv" else save(dataset(np.zeros((64, 64), np.uint8)), tmp_path / name)
+    (tmp_path / "data" / name).symlink_to(tmp_path / name)
+    records, aside = read(tmp_path)
+    assert not aside and len(records) == (6 if name == "VAL.tsv" else 2)
+
+
 def test_columns_say_what_a_parquet_table_is(tmp_path):
     layouts.table([{"picture": layouts.encoded(0), "words": "A slide."}], tmp_path / "own.parquet")
     records, aside = read(tmp_path, columns={"input_img": "picture", "caption": "words"})
@@ -121,8 +139,10 @@ def test_what_cannot_be_read_at_all_is_an_error_in_a_line(tmp_path):
         read(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="holds no data"):
         read(tmp_path)
-    with pytest.raises(FileNotFoundError, match="SLAKE"):
-        read(tmp_path, "slake")
+    (tmp_path / "notes.txt").write_text("nothing")
+    for format, wanted in (("slake", "SLAKE"), ("dicom", "no DICOM file"), ("nifti", "no NIfTI volume")):
+        with pytest.raises(FileNotFoundError, match=wanted):
+            read(tmp_path, format)
 
 
 def test_what_is_said_of_a_source_reaches_its_samples(tmp_path, s3):

@@ -74,6 +74,24 @@ def test_what_is_not_finite_does_not_stretch_the_window(tmp_path, volume, odd, m
     assert np.abs(shown - expected).max() <= 0.51
 
 
+def test_pixels_are_square_by_the_axes_that_count(tmp_path, volume):
+    """The sizes beside the axes may be others."""
+    image = nibabel.Nifti1Image(volume, np.eye(4))
+    image.set_sform(np.diag([1, 1, 3, 1]), 1)
+    image.header["pixdim"][1:4] = 1
+    nibabel.save(image, tmp_path / "v.nii")
+    assert nibabel.load(tmp_path / "v.nii").header.get_zooms() == (1, 1, 1)
+    assert records(tmp_path, plane="coronal")[0].images[0]().size == (40, 90)
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path, volume):
+    save(tmp_path / "v.nii", volume).rename(tmp_path / "v.img1")
+    (tmp_path / "v.txt").write_text("no volume")
+    for name in ("v.img1", "v.txt"):
+        (told,) = formats.read(Source(tmp_path / name, "s"), "nifti")
+        assert (told.reason, "v." in told.where) == ("unreadable-volume", False)
+
+
 def test_empty_slices_are_left_and_the_others_spread(tmp_path, volume):
     volume[:, :, :10] = 0
     indices = [record.labels["slice"] for record in records(save(tmp_path / "v.nii", volume), views=4)]
