@@ -84,7 +84,7 @@ def to_bytes(rows: list[dict]) -> bytes:
 def read(data: bytes, shard: str, removed: Sequence[int] = (), columns: list[str] | None = None) -> pa.Table:
     """The index of a shard with the place of each row, less the rows that were removed; of its columns all, or these."""
     # Without threads: one that still starts up while Python ends aborts the process.
-    table = pq.ParquetFile(io.BytesIO(data)).read(columns, use_threads=False)
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns, use_threads=False)
     rows = np.arange(len(table), dtype=np.int32)
     if columns is None and "others" not in table.column_names:  # of a shard that was written before there was this column
         table = table.append_column("others", pa.nulls(len(table), SCHEMA.field("others").type))
@@ -95,13 +95,13 @@ def read(data: bytes, shard: str, removed: Sequence[int] = (), columns: list[str
 
 def patients(data: bytes) -> set[str]:
     """The patients of a shard or of its index; of any other Parquet file, none."""
-    table = pq.ParquetFile(io.BytesIO(data)).read(columns=["patient"], use_threads=False)
+    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=["patient"], use_threads=False)
     return {*table["patient"].unique().to_pylist()} if table.num_columns else set()
 
 
 def without_patient(data: bytes, patient: str) -> bytes:
     """An index that tells nothing of a patient; the other rows keep their places."""
-    rows = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()
+    rows = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
     return to_bytes([{} if row["patient"] == patient else row for row in rows])
 
 

@@ -89,7 +89,7 @@ class Known:
 
 def _told_since(table: pa.Table, origins: bytes) -> np.ndarray:
     """The origins of an index's rows, after what was said of them since."""
-    told = pq.ParquetFile(io.BytesIO(origins)).read(use_threads=False)
+    told = pq.ParquetFile(pa.BufferReader(origins)).read(use_threads=False)
     joined = table.select(["shard", "row", "origin"]).set_column(0, "shard", table["shard"].cast(pa.string()))
     told = told.set_column(0, "shard", told["shard"].cast(pa.string()))
     joined = joined.append_column("place", pa.array(np.arange(len(table)))).join(told, ["shard", "row"], right_suffix="_since", use_threads=False).sort_by("place")

@@ -133,13 +133,13 @@ def _leaves(schema: pa.Schema) -> tuple[str, ...]:
     """Paths of the schema's leaf columns, as Parquet names them."""
     buffer = io.BytesIO()
     pq.write_table(schema.empty_table(), buffer)
-    columns = pq.ParquetFile(buffer).schema
+    columns = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).schema
     return tuple(columns.column(i).path for i in range(len(columns)))
 
 
 def unpack(data: bytes) -> Iterator[Sample]:
     """The samples of a shard."""
-    for row in pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist():
+    for row in pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist():
         yield Sample.from_row(row)
 
 
@@ -152,4 +152,4 @@ def quarantine_bytes(rejections: Iterable[Rejection]) -> bytes:
 
 
 def read_quarantine(data: bytes) -> list[Rejection]:
-    return [Rejection(**row) for row in pq.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()]
+    return [Rejection(**row) for row in pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()]
