@@ -1,5 +1,7 @@
 """The words the corpus agrees on: modalities, splits and licences, and the spellings met for each."""
 
+import re
+
 UNIMED_MODALITIES = ("CFP", "CXR", "CT", "Histopathology", "MRI", "OCT", "Ultrasound", "Endoscopy")
 EXTRA_MODALITIES = ("X-ray", "Dermoscopy", "Microscopy")
 MODALITIES = UNIMED_MODALITIES + EXTRA_MODALITIES
@@ -17,7 +19,9 @@ _MODALITY_ALIASES = {
     "Dermoscopy": ("dermatoscopy", "dermatoscope"),
     "Microscopy": ("microscope", "cytology", "blood smear"),
 }
-_SPLIT_ALIASES = {"train": ("training",), "val": ("validation", "valid", "dev"), "test": ("testing",)}
+_SPLIT_ALIASES = {"train": ("training",), "val": ("validation", "validate", "valid", "dev", "eval", "evaluation"), "test": ("testing",)}
+# "test set", "trainset", "test-a"; not "test tube".
+_PART = re.compile(r"([a-z]+?)([ -]?(set|data|images?|split)|[ -][a-z0-9])")
 
 LICENSES = (
     "CC0-1.0",
@@ -50,7 +54,9 @@ def modality(name: object) -> str | None:
 
 def split(name: object) -> str | None:
     """"train", "val" or "test" for a spelling, or None."""
-    return _SPLIT_OF.get(_plain(name))
+    plain = _plain(name)
+    part = _PART.fullmatch(plain)
+    return _SPLIT_OF.get(part[1] if part else plain)
 
 
 def license_id(name: object, allowed: tuple[str, ...]) -> str | None:

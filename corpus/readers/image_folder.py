@@ -16,6 +16,9 @@ from corpus.sample import Turn
 PLAIN = ("images", "image", "imgs", "img", "pictures", "photos", "data")
 # Names that augmentation gives to its copies, which pose as further patients.
 _AUGMENTED = re.compile(r"(^|[_-])(\w*distorted|deformed|\d*rotated\d*|flipped|augmented)[_-]", re.IGNORECASE)
+# How masks of what is in the pictures are called, and folders of them.
+_MASK = re.compile(r"_(masks?(_\d+)?|segmentation|superpixels)$", re.IGNORECASE)
+_MASKS = re.compile(r"masks?|annotations|segmentations|ground[ _-]?truth|gt", re.IGNORECASE)
 
 
 def recognises(path: Path) -> bool:
@@ -39,11 +42,14 @@ def read_picture(file: Path, source: Source) -> Iterator[Record | Rejection]:
     if _AUGMENTED.search(file.name):
         yield Rejection(source.name, place, "augmented-copy", "its name is one that augmentation gives to altered copies")
         return
+    if _MASK.search(file.stem) or any(map(_MASKS.fullmatch, folders)):
+        yield Rejection(source.name, place, "label-picture", "by its name or its folder's a segmentation, not a picture")
+        return
     named = [name for name in folders if vocabulary.split(name) is None and name.casefold() not in PLAIN]
     label = " ".join(re.split(r"[\s_]+", named[-1])).strip() if named else None
     modality = vocabulary.modality(source.modality)
     # A link may lead to any place within the source.
-    root = source.root or (source.path if source.path.is_dir() else file.parent)
+    root = source.top
     yield Record(
         # File names may hold a person's name: what is kept is named by hash.
         id=hashlib.sha256(place.encode(errors="replace")).hexdigest()[:16],

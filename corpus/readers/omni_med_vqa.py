@@ -31,8 +31,9 @@ def _is_named(path: Path) -> bool:
 
 
 def picture_root(file: Path, source: Source) -> Path:
-    """The folder that picture paths start from."""
-    return source.image_root or next((folder for folder in file.parents[:4] if (folder / "Images").is_dir()), file.parent)
+    """The folder that picture paths start from, within the source if none is named."""
+    above = (folder for folder in file.parents[:4] if folder.is_relative_to(source.top))
+    return source.image_root or next((folder for folder in above if (folder / "Images").is_dir()), file.parent)
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:

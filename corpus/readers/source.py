@@ -30,9 +30,14 @@ class Source:
     salt: bytes = field(default=b"", repr=False)
     root: Path | None = None
 
+    @property
+    def top(self) -> Path:
+        """The folder that was added, or the one in which the file lies."""
+        return self.root or (self.path if self.path.is_dir() else self.path.parent)
+
     def place(self, file: Path) -> str:
         """A file's path within the source, never one of this machine. Bytes that are no UTF-8 are written out, as `\\xe9`."""
-        top = self.root or (self.path if self.path.is_dir() else self.path.parent)
+        top = self.top
         place = file.relative_to(top).as_posix() if file.is_relative_to(top) else file.name
         return os.fsencode(place).decode(errors="backslashreplace")
 

@@ -36,7 +36,8 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
     said = {name: told for name in ("dataset", "main_task_type", "sub_task_type") if (told := text(row.get(name)))}
     if outputs or (inputs and any(word in task for word in _DRAWING)):
         said |= {"response": turns[0].answer} if turns and turns[0].answer else {}
-        content = {"instruction": asked, "target": outputs[0][1]} if inputs and outputs else {"caption": asked}
+        drawn = asked or text(row.get("caption"))
+        content = {"instruction": drawn, "target": outputs[0][1]} if inputs and outputs else {"caption": drawn}
         shown = inputs[:1] if inputs and outputs else (outputs or inputs)[:1]
     else:
         answered = tuple(t for t in turns if t.answer)

@@ -99,6 +99,32 @@ def test_augmented_copies_are_told_by_name(tmp_path, name):
     assert [r.reason for r in read(tmp_path, "image-folder")[1]] == ["augmented-copy"]
 
 
+@pytest.mark.parametrize("place", ["benign (0)_mask.png", "benign (0)_mask_1.png", "ISIC_1_Segmentation.png", "ISIC_1_superpixels.png", "train/masks/1.png", "Ground Truth/1.png", "gt/a/1.png"])
+def test_masks_are_told_by_name(tmp_path, place):
+    layouts.save(0, tmp_path / place)
+    for plain in ("benign/benign (0).png", "unmasked/1.png", "face masks/1.png", "a_mask_b.png"):
+        layouts.save(1, tmp_path / plain)
+    records, aside = read(tmp_path, "image-folder")
+    assert [(r.where, r.reason) for r in aside] == [(place, "label-picture")] and len(records) == 4
+
+
+SPLITS = {"train": ["training", "Training Set", "trainset", "train_data", "train-images"], "val": ["validate", "eval", "Evaluation", "val set", "dev"], "test": ["testing", "test-a", "test B", "test_1", "test split"]}
+
+
+@pytest.mark.parametrize("folder, split", [(folder, split) for split, folders in SPLITS.items() for folder in folders])
+def test_folders_of_splits(tmp_path, folder, split):
+    layouts.save(0, tmp_path / folder / "1.png")
+    (record,), _ = read(tmp_path, "image-folder")
+    assert record.split == split and not record.turns
+
+
+@pytest.mark.parametrize("folder", ["test tube", "valve", "trained", "dataset", "attest", "contest a", "testis", "evaluated", "val-de-grace"])
+def test_folders_that_only_begin_like_a_split(tmp_path, folder):
+    layouts.save(0, tmp_path / folder / "1.png")
+    (record,), _ = read(tmp_path, "image-folder")
+    assert record.split is None and record.turns[0].answer == folder
+
+
 def test_a_truncated_and_an_absent_picture(tmp_path):
     layouts.slake(tmp_path)
     whole = (tmp_path / "imgs/xmlab1/source.jpg").read_bytes()

@@ -57,6 +57,14 @@ def test_unimedvl_jsonl_gzipped_beside_other_pictures(tmp_path):
     assert same(records[0].images[0], 0)
 
 
+def test_unimedvl_may_say_in_a_caption_what_is_drawn(tmp_path):
+    drawn, edit = {"output_img": ["a.png"], "caption": "A slide."}, {"input_img": ["a.png"], "output_img": ["b.png"], "caption": "Stain it."}
+    spoken = drawn | {"message": layouts.talk("Draw a slide.", "Here.")}
+    first, second, third = read(layouts.jsonl([drawn | {"message": []}, edit | {"message": []}, spoken], tmp_path / "a.jsonl"), "unimedvl-jsonl")[0]
+    assert (first.caption, third.caption) == ("A slide.", "Draw a slide.")
+    assert second.instruction == "Stain it." and second.target and not second.caption
+
+
 def test_unimed_5m_base64(tmp_path):
     rows = [
         {"input_img": [layouts.base64_text(0)], "output_img": None, "message": layouts.talk("<image>What?", "IHC"), "modality": "HIS"},
@@ -209,6 +217,16 @@ def test_the_published_samples(shared_data):
     assert not aside and len({r.patient for r in records}) == 16 and all(r.images[0]().size and (r.turns or r.left_out) for r in records)
     records, aside = read(originals / "medmnist", "med-mnist")
     assert len(records) == 3882 + 524 + 624 and [r.where for r in aside] == ["pneumoniamnist.npz:train"]
+
+
+@pytest.mark.parametrize("added", ["QA_information", "QA_information/Open-access", "QA_information/Open-access/Demo.json"])
+def test_omni_med_vqa_takes_no_pictures_from_outside_the_source(tmp_path, added):
+    layouts.omni(tmp_path)
+    (record, _), _ = read(tmp_path / added, "omni-med-vqa")
+    with pytest.raises(Unreadable) as error:
+        record.images[0]()
+    assert error.value.reason == "missing-image"
+    assert same(read(tmp_path / added, "omni-med-vqa", image_root=tmp_path)[0][0].images[0], 9)
 
 
 @pytest.mark.parametrize("options, given, letter", [(["B", "A", "AB"], "A", "B"), (["AA", "Aa", "aa"], "aa", "C"), (["Liver", "Brain"], "brain", "B"), (["Liver", "Brain"], "A", "A")])
