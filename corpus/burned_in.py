@@ -4,8 +4,11 @@ Classical image analysis: letters are thin strokes of one height and one brightn
 docs/data.md gives the rates measured on real pictures.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from PIL import Image as Pillow
+from PIL import ImageChops
 
 _LONGEST_SIDE = 1600
 # Letters of 9 px have strokes of one pixel: smaller pictures are looked at twice as large.
@@ -14,6 +17,8 @@ _DOUBLED_BELOW = 800
 _STROKE = 11
 # A faint text shows at the lowest contrast only; at the higher ones the letters of a bright one come apart.
 _CONTRASTS = (30, 60, 110)
+# How far the channels of a strong colour are apart.
+_COLOURED = 100
 _LOWEST, _HIGHEST = 7, 64
 _WIDEST = 3.2  # of its height: two small letters often touch
 _MOST_UNEVEN_BASELINE, _MOST_UNEVEN_CONTRAST = 0.15, 0.35
@@ -23,19 +28,33 @@ _LEFT, _RIGHT, _TOP, _BOTTOM, _BRIGHT = range(5)
 
 def seems_to_carry_text(picture: Pillow.Image) -> float:
     """How many letters the longest line of text seems to have; a picture without text rarely reaches 4."""
+    return float(max(map(_longest_line, _greys(picture))))
+
+
+def _greys(picture: Pillow.Image) -> Iterator[np.ndarray]:
+    """Its brightness, and where it has strong colours the brightest of them: a pure blue is almost black."""
+    yield _scaled(picture.convert("L"))
+    if picture.mode == "RGB":
+        red, green, blue = picture.split()
+        brightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+        darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
+        if ImageChops.subtract(brightest, darkest).getextrema()[1] >= _COLOURED:
+            yield _scaled(brightest)
+
+
+def _longest_line(grey: np.ndarray) -> int:
+    """How many letters it has."""
     from scipy import ndimage
 
-    grey = _grey(picture)
     longest = 0
     for values in (grey, 255 - grey):
         stroke = ndimage.white_tophat(values, size=(_STROKE, _STROKE))
         for contrast in _CONTRASTS:
             longest = max([longest, *(len(line) for line in _lines(_letters(stroke, contrast)) if _is_even(line))])
-    return float(longest)
+    return longest
 
 
-def _grey(picture: Pillow.Image) -> np.ndarray:
-    grey = picture.convert("L")
+def _scaled(grey: Pillow.Image) -> np.ndarray:
     grey.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE))
     if max(grey.size) < _DOUBLED_BELOW:
         grey = grey.resize((grey.width * 2, grey.height * 2), Pillow.Resampling.BICUBIC)

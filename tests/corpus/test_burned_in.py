@@ -34,6 +34,12 @@ def test_written_names_and_dates_are_found(size, colour, outline, text):
     assert seems_to_carry_text(written(tissue(), text, size, colour, outline)) >= LEAST
 
 
+@pytest.mark.parametrize("colour", ["blue", "red", "#0000b4"])
+@pytest.mark.parametrize("size", [12, 20])
+def test_letters_of_a_strong_colour_are_found(size, colour):
+    assert seems_to_carry_text(written(tissue(level=40), "SMITH, JANE", size, colour)) >= LEAST
+
+
 @pytest.mark.parametrize("picture", [tissue(), tissue(level=180), Image.new("L", (200, 200)), Image.new("RGB", (40, 40), "white")])
 def test_nothing_is_found_where_nothing_is_written(picture):
     assert seems_to_carry_text(picture) < LEAST
