@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from corpus import vocabulary
+from corpus import anatomy, vocabulary
 from corpus.readers import FORMATS, image_folder, omni_med_vqa, textfiles, tree
 from corpus.readers.files import unnamed
 from corpus.readers.pictures import SUFFIXES, PictureFile
@@ -24,8 +24,9 @@ _OF_PATIENTS = ("dicom", "nifti")
 _PATIENTS_FILE = re.compile(r"\.(dcm|dicom|ima|nii|hdr|img|mgz|mgh|mha|mhd|nrrd|nhdr|mnc|par|rec)(\.(gz|zip|bz2))?$", re.IGNORECASE)
 # A patient's scans are often sent as one.
 _ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar(\.\w+)?)$", re.IGNORECASE)
-# Folders of scans that are called after what they hold, not after a patient.
-_OF_SCANS = (*image_folder.PLAIN, "dicom", "dicoms", "dcm", "nifti", "nii", "volumes", "scans")
+# In the name of a folder of scans that is called after what it holds, not after a patient; words of modalities, splits and body parts are, too.
+_OF_SCANS = re.compile(r"dicom|dcm|nifti|(^|[^a-z])nii([^a-z]|$)|volume|scan|image|picture|stud(y|ies)|series|patients|data|files")
+_BODY = {word for parts in anatomy.BODY_PARTS.items() for part in parts for word in part.casefold().split()} - {"and"}
 # The file of a medium, such as a hospital hands to a patient.
 _MEDIUM = "dicomdir"
 # Files that go with data and are none.
@@ -150,6 +151,12 @@ def _folder(root: Path, relative: str) -> str | None:
     return folder if Path(folder).is_relative_to(top) else None
 
 
+def _says_what_it_holds(folder: str) -> bool:
+    # Two letters may be a title: Mr, Us.
+    words = [word for word in re.findall(r"[a-z]+", folder.casefold()) if len(word) > 2 or word == "ct"]
+    return bool(_OF_SCANS.search(folder.casefold())) or any(word in _BODY or vocabulary.modality(word) or vocabulary.split(word) for word in words)
+
+
 class _Scans:
     """Where the scans of a source lie: whatever else lies there may be called after a person."""
 
@@ -164,7 +171,7 @@ class _Scans:
         self._tops.add(top)
         if file.name.casefold() == _MEDIUM:
             self._places.add(file.parent)
-        if top and top.casefold() not in _OF_SCANS and not (vocabulary.modality(top) or vocabulary.split(top)):
+        if top and not _says_what_it_holds(top):
             self._places.add(self._source.path)
 
     def are_near(self, file: Path) -> bool:

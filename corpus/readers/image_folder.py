@@ -13,7 +13,7 @@ from corpus.record import Record, Rejection
 from corpus.sample import Turn
 
 # Folder names that say nothing of what is in the pictures.
-PLAIN = ("images", "image", "imgs", "img", "pictures", "photos", "data")
+_PLAIN = ("images", "image", "imgs", "img", "pictures", "photos", "data")
 # Names that augmentation gives to its copies, which pose as further patients.
 _AUGMENTED = re.compile(r"(^|[_-])(\w*distorted|deformed|\d*rotated\d*|flipped|augmented)[_-]", re.IGNORECASE)
 # How masks of what is in the pictures are called, and folders of them.
@@ -45,7 +45,7 @@ def read_picture(file: Path, source: Source) -> Iterator[Record | Rejection]:
     if _MASK.search(file.stem) or any(map(_MASKS.fullmatch, folders)):
         yield Rejection(source.name, place, "label-picture", "by its name or its folder's a segmentation, not a picture")
         return
-    named = [name for name in folders if vocabulary.split(name) is None and name.casefold() not in PLAIN]
+    named = [name for name in folders if vocabulary.split(name) is None and name.casefold() not in _PLAIN]
     label = " ".join(re.split(r"[\s_]+", named[-1])).strip() if named else None
     modality = vocabulary.modality(source.modality)
     # A link may lead to any place within the source.
