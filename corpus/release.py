@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from corpus import alignment, content, expectations, index, quality, review, shards
+from corpus import alignment, content, expectations, index, quality, review, shards, stored
 from corpus.params import CorpusParams
 from corpus.phantoms import mini
 from corpus.readers import package_images
@@ -36,13 +36,16 @@ AT_ONCE = 4
 
 @dataclass(frozen=True)
 class _Part:
-    """A shard of a release to be: its index without the rows its source has removed, and where its bytes come from."""
+    """A shard of a release to be: its entry, its index without the rows its source has removed, and the content name of the index as a file."""
 
-    name: str
+    entry: dict
     table: pa.Table
     removed: tuple[int, ...]
-    key: str
-    read: Callable[[], tuple[bytes, bytes]]
+    index_name: str
+
+    @property
+    def name(self) -> str:
+        return self.entry["shard"]
 
 
 class BadSources(ValueError):
@@ -97,9 +100,10 @@ def build(
 ) -> dict:
     """Write a release to a folder; returns its card. Equal inputs give equal bytes.
 
-    Shards that the folder holds already are left as they are. `before` is what the last release held (see `last_release`).
+    Shards that the folder holds already are left as they are, unless they were cut short. `before` is what the last release held (see `last_release`).
 
     Raises:
+        DamagedShard: the store has a shard or an index that is not what was written.
         ReleaseRejected: it breaks an expectation. The folder is as it was then, but for the validation report.
     """
     parts: list[_Part] = []
@@ -110,7 +114,7 @@ def build(
             on_step(f"{source['name']}: {sum(len(part.table) for part in found)} samples, {len(rejected)} kept aside")
     table = index.join([part.table for part in parts])
     settled = settle(table, params.quality.near_distance, decisions.rows(table, accepted=True))
-    scores = alignment.measure(table, {part.name: part.key for part in parts}, params.quality.alignment, scorer, store)
+    scores = alignment.measure(table, {part.name: part.entry["key"] for part in parts}, params.quality.alignment, scorer, store)
     checked = content.check(table, settled.kept, params.quality, decisions, scores)
     late = [*settled.aside, *checked.aside]
     kept = table.filter(pa.array(checked.kept))
@@ -120,7 +124,7 @@ def build(
     expectations.require(report)
     on_step(f"{len(kept)} samples kept, {len(late)} kept aside across sources, {len(checked.doubts)} for a person to look at; {len(report['results'])} expectations hold")
     used = set(kept["shard"].unique().to_pylist())
-    _lay_out(out, [part for part in parts if part.name in used])
+    _lay_out(out, [part for part in parts if part.name in used], store)
     write_json_atomic(out / REMOVED, _removed(parts, kept, table.filter(pa.array(~checked.kept))))
     write_atomic(out / QUARANTINE, shards.quarantine_bytes([*aside, *late]))
     write_atomic(out / DOUBTS, shards.quarantine_bytes(checked.doubts))
@@ -157,8 +161,9 @@ def _kept(name: str, params: CorpusParams, store: ObjectStore, salt: bytes) -> d
 
 
 def _taken_in(shard: dict, removed: tuple[int, ...], store: ObjectStore) -> _Part:
-    table = index.read(store.get(shard["index_key"]), shard["shard"], removed)
-    return _Part(shard["shard"], table, removed, shard["key"], lambda: (store.get(shard["key"]), store.get(shard["index_key"])))
+    data = store.get(shard["index_key"])
+    with stored.readable(shard["index_key"], store):
+        return _Part(shard, index.read(data, shard["shard"], removed), removed, shards.content_name(data))
 
 
 def _built_in(name: str, params: CorpusParams, salt: bytes, aside: list[Rejection]) -> Iterator[list[Sample]]:
@@ -173,22 +178,23 @@ def _built_in(name: str, params: CorpusParams, salt: bytes, aside: list[Rejectio
             yield outcome
 
 
-def _lay_out(out: Path, parts: list[_Part]) -> None:
+def _lay_out(out: Path, parts: list[_Part], store: ObjectStore) -> None:
     """Exactly these shards under `shards/`: what is there stays, what is missing comes, what is over goes."""
-    wanted = {f"{part.name}{suffix}": part for part in parts for suffix in (shards.DATA, shards.INDEX)}
+    wanted = {f"{part.name}{suffix}" for part in parts for suffix in (shards.DATA, shards.INDEX)}
     for path in sorted((out / "shards").rglob("*.parquet")):
         if path.relative_to(out / "shards").as_posix() not in wanted:
             path.unlink()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda part: _bring(out, part), {part.name: part for part in parts}.values()))
+        list(pool.map(lambda part: _bring(out, part, store), {part.name: part for part in parts}.values()))
 
 
-def _bring(out: Path, part: _Part) -> None:
-    paths = [out / "shards" / f"{part.name}{suffix}" for suffix in (shards.DATA, shards.INDEX)]
-    if not all(path.exists() for path in paths):
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        for path, data in zip(paths, part.read()):
-            write_atomic(path, data)
+def _bring(out: Path, part: _Part, store: ObjectStore) -> None:
+    data, beside = (out / "shards" / f"{part.name}{suffix}" for suffix in (shards.DATA, shards.INDEX))
+    # To read all shards at each release would take hours: whoever takes the folder up checks those that changed.
+    if not data.exists() or data.stat().st_size != part.entry["bytes"]:
+        write_atomic(data, stored.data(part.entry, store))
+    if not beside.exists() or shards.content_name(beside.read_bytes()) != part.index_name:
+        write_atomic(beside, store.get(part.entry["index_key"]))
 
 
 def _removed(parts: list[_Part], kept: pa.Table, late: pa.Table) -> dict[str, list[int]]:

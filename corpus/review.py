@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus import index, shards
+from corpus import index, shards, stored
 from corpus.params import ShardParams
 from corpus.record import Rejection
 from corpus.settle import record_of
@@ -113,13 +113,13 @@ def let_in(source: dict, decisions: Decisions, params: ShardParams, store: Objec
     removed, stale, records = json.loads(store.get(source["removed"])), json.loads(store.get(source["stale"])), set()
     for shard in source["shards"]:
         if late := sorted({*removed.get(shard["shard"], ())} - {*stale.get(shard["shard"], ())}):
-            table = index.read(store.get(shard["index_key"]), shard["shard"]).take(pa.array(late))
+            table = stored.table(shard, store).take(pa.array(late))
             back = table.filter(pa.array(decisions.rows(table, accepted=True)))
             removed[shard["shard"]] = sorted({*removed[shard["shard"]]} - {*back["row"].to_pylist()})
             records |= {record_of(name) for name in back["id"].to_pylist()}
     shown = {}
     for shard in source.get("held", ()):
-        table = index.read(store.get(shard["index_key"]), shard["shard"])
+        table = stored.table(shard, store)
         if back := table.filter(pa.array(decisions.rows(table, accepted=True)))["row"].to_pylist():
             shown[shard["key"]] = back
             records |= {record_of(name) for name in table["id"].take(pa.array(back)).to_pylist()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from corpus import index, intake, review, shards
+from corpus import index, intake, review, shards, stored
 from corpus.reader import release_index
 from corpus.sample import Sample
 from flows.history import whole
@@ -83,7 +83,7 @@ class Review:
         sources = intake.sources(self.store)
         stale = {shard: rows for source in sources for shard, rows in self.store.get_json(source["stale"]).items()}
         listed = {s["shard"]: s for source in sources for s in [*source["shards"], *source.get("held", ())]}
-        tables = [index.read(self.store.get(s["index_key"]), name, stale.get(name, ())) for name, s in listed.items()]
+        tables = [stored.table(s, self.store, stale.get(name, ())) for name, s in listed.items()]
         self._keys = {name: s["key"] for name, s in listed.items()}
         released = {f["path"].removeprefix("shards/").removesuffix(".parquet"): f["key"] for f in self.release["shards"] if not f["path"].endswith(".index.parquet")}
         built_in = release_index(self.release, self.store, _cache())

@@ -162,6 +162,32 @@ def test_equal_sources_give_equal_releases_and_what_is_there_stays(taken, tmp_pa
     assert before.items() <= after.items() and len(after) == len(before) + 2
 
 
+def damaged(data: bytes) -> bytes:
+    """As many bytes, the last of which are others."""
+    return data[:-9] + bytes(9)
+
+
+@pytest.mark.parametrize("which, told", [("key", "its name is of other content"), ("index_key", "magic bytes")])
+def test_what_is_damaged_in_the_store_ends_the_release_by_name(taken, tmp_path, which, told):
+    store, key = corpus_store(), taken["shards"][0][which]
+    whole = store.get(key)
+    store.put(key, damaged(whole))
+    with pytest.raises(ValueError, match=told) as refused:
+        release.build([entry(taken)], tmp_path / "r", PARAMS, store, SALT, print)
+    assert key in str(refused.value) and f"unimed data remove {taken['name']}" in str(refused.value)
+    store.put(key, whole)
+
+
+def test_what_was_cut_short_in_the_folder_comes_again_and_so_does_an_index_that_is_another(taken, tmp_path):
+    release.build([entry(taken)], tmp_path / "r", PARAMS, corpus_store(), SALT, print)
+    before = bytes_of(tmp_path / "r")
+    shard = tmp_path / "r" / "shards" / taken["shards"][0]["shard"]
+    shard.with_suffix(shards.DATA).write_bytes(b"PAR1")
+    shard.with_suffix(shards.INDEX).write_bytes(damaged(shard.with_suffix(shards.INDEX).read_bytes()))
+    release.build([entry(taken)], tmp_path / "r", PARAMS, corpus_store(), SALT, print)
+    assert bytes_of(tmp_path / "r") == before
+
+
 def test_a_release_settles_what_its_sources_disagree_on(taken, tmp_path):
     copy = take_in(f"{taken['name']}-copy", [record(3, source="copy"), record(4, source="copy", split="test"), record(900, source="copy")])
     card = release.build([entry(taken), entry(copy)], tmp_path / "r", PARAMS, corpus_store(), SALT, print)
