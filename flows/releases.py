@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from pathlib import Path
 
 from infra.records import digest, source_fingerprint, to_yaml, utc_now
 
@@ -17,6 +17,7 @@ def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 60
     Killed at any point, or without its store, it leaves no release; run again, it goes on.
 
     Args:
+        force: make one even if nothing changed, and look at all of its shards again.
         wait_s: how long to wait for a release that is being made.
 
     Raises:
@@ -36,22 +37,24 @@ def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 60
     if not force and (found := _up_to_date(inputs, all_releases(store))):
         return found
     with repo.held(wait_s), Lease("release", holder=inputs["digest"], wait_s=wait_s, on_wait=on_line):
-        # While this one waited, another may have been made, or a patient been forgotten.
-        inputs, releases = _inputs(store, settings), all_releases(store)
+        # While this one waited, another may have been made, or a patient been forgotten; and code that is not committed builds nothing.
+        releases = all_releases(store)
+        repo.prepare(released=[r["tag"] for r in releases])
+        inputs = _inputs(store, settings, repo.path)
         if not force and (found := _up_to_date(inputs, releases)):
             return found
-        return _release(repo, store, inputs, releases, on_line) | {"how": "released"}
+        return _release(repo, store, inputs, releases, force, on_line) | {"how": "released"}
 
 
-def _inputs(store, settings) -> dict:
-    """Sources and the digest of all that decides what a release holds."""
+def _inputs(store, settings, code: Path | None = None) -> dict:
+    """Sources and the digest of all that decides what a release holds; `code` is the folder of that which builds it, by default this process's."""
     from corpus import intake, review
     from ray_jobs.params import load_params
 
     sources = _sources(settings.repo_dir, intake.sources(store))
     corpus = load_params(settings.params_file).corpus.model_dump(mode="json")
     decisions = review.pinned(store)
-    inputs = {"sources": sources, "decisions": decisions, "params": corpus, "code": source_fingerprint("corpus")}
+    inputs = {"sources": sources, "decisions": decisions, "params": corpus, "code": source_fingerprint("corpus", root=code)}
     return {"sources": sources, "decisions": decisions, "digest": digest(inputs)}
 
 
@@ -59,16 +62,15 @@ def _up_to_date(inputs: dict, releases: list[dict]) -> dict | None:
     return releases[-1] | {"how": "up to date"} if releases and releases[-1]["inputs_digest"] == inputs["digest"] else None
 
 
-def _release(repo, store, inputs: dict, releases: list[dict], on_line: Callable[[str], None]) -> dict:
+def _release(repo, store, inputs: dict, releases: list[dict], force: bool, on_line: Callable[[str], None]) -> dict:
     from corpus import data_docs
     from infra.store import PreconditionFailed
 
     parent, tag = (releases[-1] if releases else None), _next_tag(releases)
-    repo.prepare(released=[r["tag"] for r in releases])
     repo.write("sources.yaml", _yaml(inputs, parent))
-    _build(repo, on_line)
-    files, card = repo.files(), repo.read_json("data/release/card.json")
     there = {file["key"] for file in parent["shards"]} if parent and "purged" not in parent else set()
+    files = _built(repo, set() if force else there, on_line)
+    card = repo.read_json("data/release/card.json")
     repo.push(files.values(), there, _origins(inputs["sources"]))
     repo.commit_and_tag(f"Release {card['samples']} samples from {len(inputs['sources'])} sources", tag)
     number = tag.removeprefix("corpus/")
@@ -77,7 +79,7 @@ def _release(repo, store, inputs: dict, releases: list[dict], on_line: Callable[
     record = {
         "tag": tag,
         "parent": parent["tag"] if parent else None,
-        "created_at": utc_now(),
+        "created_at": max([utc_now(), *(r["created_at"] for r in releases[-1:])]),
         "inputs_digest": inputs["digest"],
         "corpus_commit": repo.commit(),
         "dvc_hash": repo.dvc_hash(),
@@ -95,6 +97,36 @@ def _release(repo, store, inputs: dict, releases: list[dict], on_line: Callable[
         repo.drop([tag])
         raise ReleaseConflict(f"another release was made as {tag} at the same moment; run this one again to release on top of it") from None
     return record
+
+
+def _built(repo, known: set[str], on_line: Callable[[str], None]) -> dict[str, dict]:
+    """The files of the release when it is built: what lay damaged in the clone goes, and is brought again.
+
+    Args:
+        known: keys of files that were looked at before. DVC hashes what changed, so that a damaged one has another key.
+    """
+    from infra.corpus_repo import OUT, RepositoryError
+
+    for _ in range(2):
+        _build(repo, on_line)
+        files = repo.files()
+        if not (damaged := _damaged(repo.path / OUT, [file for path, file in files.items() if path.startswith("shards/") and file["key"] not in known])):
+            return files
+        repo.discard(file["md5"] for file in damaged)
+        for file in damaged:
+            on_line(f"{file['path']} is damaged in {repo.path}")
+            (repo.path / OUT / file["path"]).unlink()
+    raise RepositoryError(f"release refused: shards are damaged in {repo.path} as soon as they are there; is the disk whole?")
+
+
+def _damaged(folder: Path, files: list[dict]) -> list[dict]:
+    """Those whose bytes in the folder are not what they are named by."""
+    from corpus.release import AT_ONCE
+    from corpus.stored import as_named
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        whole = pool.map(lambda file: as_named(file["path"], (folder / file["path"]).read_bytes()), files)
+        return [file for file, good in zip(files, whole) if not good]
 
 
 def _build(repo, on_line: Callable[[str], None]) -> None:
@@ -120,9 +152,16 @@ def _origins(sources: list) -> dict[str, str]:
 
 
 def _next_tag(releases: list[dict]) -> str:
-    day = f"corpus/{datetime.now(UTC):%Y-%m-%d}"
-    taken = [int(r["tag"].rsplit(".", 1)[1]) for r in releases if r["tag"].startswith(f"{day}.")]
-    return f"{day}.{max(taken, default=0) + 1}"
+    """The next of today. Whoever's clock went ahead, a release is not before the one that it follows."""
+    tags = [_numbered(r["tag"]) for r in releases]
+    day = max([f"corpus/{utc_now()[:10]}", *(day for day, _ in tags[-1:])])
+    return f"{day}.{max((number for on, number in tags if on == day), default=0) + 1}"
+
+
+def _numbered(tag: str) -> tuple[str, int]:
+    """The day of a release's tag, and which of that day's it is."""
+    day, _, number = tag.rpartition(".")
+    return day, int(number)
 
 
 def all_releases(store) -> list[dict]:
@@ -135,7 +174,7 @@ def all_releases(store) -> list[dict]:
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         records = list(pool.map(lambda entry: store.get_json(entry.key, ("tag", "created_at")), store.list("releases/")))
-    return sorted(records, key=lambda r: (r["created_at"], int(r["tag"].rsplit(".", 1)[1])))
+    return sorted(records, key=lambda r: (r["created_at"], _numbered(r["tag"])))
 
 
 def _sources(repo, taken_in: list[dict]) -> list:

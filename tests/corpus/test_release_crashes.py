@@ -13,8 +13,9 @@ import pytest
 from boto3.s3.transfer import TransferConfig
 from PIL import Image
 
+from flows import releases
 from flows.releases import ReleaseConflict, all_releases, make_release
-from infra.corpus_repo import CorpusRepo
+from infra.corpus_repo import OUT, CorpusRepo
 from infra.lease import LeaseHeld
 from infra.stack import Stack
 from infra.store import ObjectStore, StoreUnavailable, corpus_store
@@ -179,3 +180,35 @@ def test_shards_that_the_store_cannot_vouch_for_are_sent(clinic, sent):
     record = release()
     file = next(file for file in record["shards"] if file["path"] == f"shards/{shard['shard']}.parquet")
     assert file["key"] in sent and store.get(file["key"]) == whole
+
+
+def test_a_shard_that_was_damaged_in_the_clone_is_brought_again(clinic):
+    file = next(file for file in of_wards(all_releases(corpus_store())[-1]) if ".index." not in file["path"])
+    path = CorpusRepo().path / OUT / file["path"]
+    whole = path.read_bytes()
+    for number, damaged in ((70, whole[:-1] + b"?"), (71, whole[:100])):
+        path.write_bytes(damaged)
+        clinic(number)
+        assert file in release()["shards"] and path.read_bytes() == whole
+
+
+def test_what_is_not_committed_does_not_name_the_release(clinic, monkeypatch):
+    clinic(80)
+    plain = releases.source_fingerprint
+    with monkeypatch.context() as edited:
+        edited.setattr(releases, "source_fingerprint", lambda *packages, root=None: plain(*packages, root=root) if root else "edited")
+        record = release()
+        assert record["how"] == "released" and release()["how"] == "up to date"
+    assert release() == record | {"how": "up to date"}
+
+
+def test_a_release_made_while_the_clock_was_ahead_is_followed_by_others(clinic, monkeypatch):
+    clinic(90)
+    with monkeypatch.context() as ahead:
+        ahead.setattr(releases, "utc_now", lambda: "2099-01-01T00:00:00+00:00")
+        first = release()
+    assert first["tag"] == "corpus/2099-01-01.1" and release()["how"] == "up to date"
+    clinic(91)
+    second = release()
+    assert (second["tag"], second["parent"]) == ("corpus/2099-01-01.2", first["tag"])
+    assert tags()[-2:] == [first["tag"], second["tag"]] and release()["how"] == "up to date"
