@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus import changes
+from corpus import changes, index
 from corpus.reader import release_index
 from flows.releases import all_releases
 from flows.report import find_release
@@ -41,8 +41,8 @@ def seen(sample: str | None = None, patient: str | None = None) -> dict:
 
 
 def _found(release: dict, sample: str | None, patient: str | None) -> dict | None:
-    table = whole_index(release).select(["id", "patient", "split", "shard"])
-    meant = pc.equal(table["patient"], patient) if patient else pc.or_(pc.equal(table["id"], sample), pc.starts_with(table["id"], f"{sample}#"))
+    table = whole_index(release).select(["id", "record", "patient", "split", "shard"])
+    meant = pc.equal(table["patient"], patient) if patient else pc.or_(pc.equal(table["id"], sample), pc.equal(table["record"], pa.scalar(index.hash64(sample), pa.uint64())))
     rows = table.filter(meant).to_pylist()
     # Of a patient who was purged, the release's record tells.
     splits = {row["split"] for row in rows} | {*release.get("purged", {}).get("patients", {}).get(patient, ())}

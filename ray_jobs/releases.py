@@ -1,9 +1,24 @@
 """Open a corpus release by its tag."""
 
 from corpus.reader import ReleaseReader
+from corpus.sample import Sample
 from corpus.shard_cache import ShardCache
 from infra.settings import get_settings
 from infra.store import corpus_store
+
+
+class PurgedRelease(ReleaseReader):
+    """A release some of whose shards are gone for a patient's sake; the others are read as ever."""
+
+    def __init__(self, release: dict, cache: ShardCache):
+        super().__init__(release, cache)
+        self.purged = release["purged"]
+
+    def load(self, position: int) -> Sample:
+        """The sample at a position of `index`. Raises OSError if its shard was purged."""
+        if (path := self._files[self.index.shard[position]]["path"]) in self.purged["files"]:
+            raise OSError(f"{self.tag} was purged on {self.purged['at']} and {path} is gone with it: the release cannot be read as a whole again; take a later one (`unimed data list`)")
+        return super().load(position)
 
 
 def release_record(tag: str) -> dict:
@@ -18,4 +33,5 @@ def release_record(tag: str) -> dict:
 def open_release(tag: str, cache_gib: float = float("inf"), outage_minutes: float = 0.0) -> ReleaseReader:
     """Samples of a release, read from S3 through a local cache of its shards."""
     cache = ShardCache(corpus_store(), get_settings().state_dir / "cache" / "shards", cache_gib * 2**30, outage_minutes)
-    return ReleaseReader(release_record(tag), cache)
+    record = release_record(tag)
+    return PurgedRelease(record, cache) if "purged" in record else ReleaseReader(record, cache)
