@@ -60,6 +60,23 @@ def data_release(force: bool = False, json: Json = False) -> None:
     console.show(record, json, lambda: release(record))
 
 
+@app.command("remove")
+def data_remove(
+    name: Annotated[str, typer.Argument(help="A source that was added.")],
+    yes: Annotated[bool, typer.Option(help="Do not ask.")] = False,
+    json: Json = False,
+) -> None:
+    """Take a source out: the next release is without it. Releases that were made keep what they hold."""
+    console.needs_stack()
+    from flows.sources import find_source, remove
+
+    source = _found(lambda: find_source(name))
+    if not yes:
+        typer.confirm(f"{name}, {source['samples']['kept']} samples, will be in no later release. Remove it?", abort=True, err=True)
+    remove(name)
+    console.show(source, json, lambda: f"{name} removed: {source['samples']['kept']} samples less in the next release; `unimed data add` brings it back")
+
+
 @app.command("list")
 def data_list(json: Json = False) -> None:
     """Sources taken in, and releases."""
@@ -163,7 +180,7 @@ def data_trace(
     json: Json = False,
 ) -> None:
     """Every release, stage checkpoint and model that saw a sample or a patient."""
-    if (sample is None) == (patient is None):
+    if (sample is None) == (patient is None) or not (sample or patient):
         raise console.fail("name a sample, or a patient with --patient", console.USAGE)
     console.needs_stack()
     from flows import history, report
@@ -204,22 +221,15 @@ def _found(look):
 
 @app.command("verify")
 def data_verify(tag: Annotated[str | None, typer.Argument(help="A release's tag; the newest by default.")] = None, json: Json = False) -> None:
-    """Read every shard of a release from S3 and compare it with its recorded hash."""
+    """Read every file of a release from S3 and compare it with its recorded hash."""
     console.needs_stack()
-    import hashlib
-
+    from flows.releases import not_whole
     from flows.report import find_release
-    from infra.store import MissingObject, corpus_store
+    from infra.store import corpus_store
 
-    record, store, bad = find_release(tag), corpus_store(), []
-    gone = record.get("purged", {}).get("files", ())
-    for shard in (shard for shard in record["shards"] if shard["path"] not in gone):
-        try:
-            whole = hashlib.md5(store.get(shard["key"]), usedforsecurity=False).hexdigest() == shard["md5"]
-        except MissingObject:
-            whole = False
-        bad += [] if whole else [shard["path"]]
-    result = {"tag": record["tag"], "shards": len(record["shards"]), "purged": list(gone), "damaged": bad}
+    record = _found(lambda: find_release(tag))
+    gone, bad = list(record.get("purged", {}).get("files", ())), not_whole(record, corpus_store())
+    result = {"tag": record["tag"], "shards": len(record["shards"]), "purged": gone, "damaged": bad}
     told = f"damaged or missing: {', '.join(bad)}" if bad else "all others whole" if gone else "all whole"
-    console.show(result, json, lambda: f"{record['tag']}: {len(record['shards'])} files of shards, " + (f"{len(gone)} of them purged, " if gone else "") + told)
+    console.show(result, json, lambda: f"{record['tag']}: {len(record['shards'])} files of shards and what lies beside them, " + (f"{len(gone)} of them purged, " if gone else "") + told)
     raise typer.Exit(console.FAILED if bad else console.DONE)

@@ -1,5 +1,7 @@
 """Releases of the corpus: made from its sources, and found again."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -175,6 +177,32 @@ def all_releases(store) -> list[dict]:
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         records = list(pool.map(lambda entry: store.get_json(entry.key, ("tag", "created_at")), store.list("releases/")))
     return sorted(records, key=lambda r: (r["created_at"], _numbered(r["tag"])))
+
+
+def not_whole(release: dict, store) -> list[str]:
+    """Paths of a release's files that S3 lacks, or has otherwise than they were released. What was purged is not looked for."""
+    from infra.corpus_repo import object_key
+
+    gone, listed = release.get("purged", {}).get("files", ()), release["dvc_hash"]
+    # DVC's list of the folder, which `dvc pull` begins with; what is no shard is recorded there alone.
+    listing = {"path": "list of files", "key": object_key(listed), "md5": listed.removesuffix(".dir")}
+    files = [release["removed"], *(file for file in release["shards"] if file["path"] not in gone), listing]
+    if _is_whole(listing, store):
+        others = {entry["relpath"]: entry["md5"] for entry in json.loads(store.get(listing["key"])) if not entry["relpath"].startswith("shards/")}
+        files = [{"path": path, "key": object_key(md5), "md5": md5} for path, md5 in others.items() if path != release["removed"]["path"]] + files
+    docs = release.get("data_docs_key")
+    return [file["path"] for file in files if not _is_whole(file, store)] + ([docs] if docs and not store.exists(docs) else [])
+
+
+def _is_whole(file: dict, store) -> bool:
+    from corpus.stored import as_named
+    from infra.store import MissingObject
+
+    try:
+        data = store.get(file["key"])
+    except MissingObject:
+        return False
+    return hashlib.md5(data, usedforsecurity=False).hexdigest() == file["md5"] and (not file["path"].startswith("shards/") or as_named(file["path"], data))
 
 
 def _sources(repo, taken_in: list[dict]) -> list:

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from boto3.s3.transfer import TransferConfig
 from PIL import Image
+from typer.testing import CliRunner
 
-from flows import releases
+from flows import cli_data, console, history, releases
 from flows.releases import ReleaseConflict, all_releases, make_release
-from infra.corpus_repo import OUT, CorpusRepo
+from infra.corpus_repo import OUT, CorpusRepo, object_key
 from infra.lease import LeaseHeld
 from infra.stack import Stack
 from infra.store import ObjectStore, StoreUnavailable, corpus_store
 from ray_jobs.ingest import add_source
+from ray_jobs.releases import open_release
 
 REPO = Path(__file__).resolve().parent.parent.parent
 
@@ -38,15 +40,15 @@ def tags() -> list[str]:
 
 @pytest.fixture(scope="module")
 def clinic(s3, tmp_path_factory):
-    """Call it with a number to make the source a little different from before."""
+    """Call it with a number, of which the picture's name is made, to make the source a little different from before."""
     folder = tmp_path_factory.mktemp("wards")
 
-    def change(number: int) -> None:
+    def change(number: int, name: str = "w{}") -> None:
         pixels = np.random.default_rng(number).integers(0, 255, (9, 9), dtype=np.uint8)
         Image.fromarray(pixels).resize((70, 70), Image.Resampling.BICUBIC).save(folder / f"{number}.png")
         with open(folder / "records.jsonl", "a") as lines:
             known = {"modality": "CT", "license": "CC0-1.0", "caption": f"CT image {number}."}
-            lines.write(json.dumps({"id": f"w{number}", "image": f"{number}.png"} | known) + "\n")
+            lines.write(json.dumps({"id": name.format(number), "image": f"{number}.png"} | known) + "\n")
         add_source(folder, "wards")
 
     change(0)
@@ -157,6 +159,10 @@ def sent(monkeypatch):
     return keys
 
 
+def record_key(record: dict) -> str:
+    return f"releases/{record['tag'].removeprefix('corpus/')}.json"
+
+
 def of_wards(record: dict) -> list[dict]:
     return [file for file in record["shards"] if file["path"].startswith("shards/wards/")]
 
@@ -200,6 +206,85 @@ def test_what_is_not_committed_does_not_name_the_release(clinic, monkeypatch):
         record = release()
         assert record["how"] == "released" and release()["how"] == "up to date"
     assert release() == record | {"how": "up to date"}
+
+
+@pytest.fixture
+def unimed(monkeypatch, capfd):
+    """`unimed data` within this process: its exit code, and what it says."""
+    monkeypatch.setattr(console, "needs_stack", lambda: None)
+
+    def run(*arguments: str, answers: str = "") -> tuple[int, str]:
+        done = CliRunner().invoke(cli_data.app, arguments, input=answers)
+        return done.exit_code, done.output + capfd.readouterr().out + str(done.exception)
+
+    return run
+
+
+def test_whatever_a_release_lacks_is_told(clinic, unimed):
+    record, store = all_releases(corpus_store())[-1], corpus_store()
+    listed = json.loads(store.get(object_key(record["dvc_hash"])))
+    assert unimed("verify", "--json")[0] == 0
+    beside = {entry["relpath"]: object_key(entry["md5"]) for entry in listed if "/" not in entry["relpath"]} | {record["data_docs_key"]: record["data_docs_key"], "list of files": object_key(record["dvc_hash"])}
+    assert len(beside) == 8
+    for path, key in beside.items():
+        whole = store.get(key)
+        store.delete(key)
+        code, told = unimed("verify")
+        assert code == 1 and path in told.partition("damaged or missing: ")[2]
+        store.put(key, whole)
+    assert unimed("verify")[0] == 0
+
+
+def test_a_shard_that_was_released_damaged_is_told_by_its_name(clinic, unimed):
+    record, store = all_releases(corpus_store())[-1], corpus_store()
+    at, file = next((at, file) for at, file in enumerate(record["shards"]) if file in of_wards(record) and ".index." not in file["path"])
+    other = store.get(file["key"])[:-1] + b"?"
+    md5 = hashlib.md5(other).hexdigest()
+    store.put(object_key(md5), other)
+    wrong = record["shards"][:at] + [file | {"md5": md5, "key": object_key(md5)}] + record["shards"][at + 1 :]
+    store.put_json(record_key(record), record | {"shards": wrong})
+    assert json.loads(unimed("verify", "--json")[1].rpartition("}")[0] + "}")["damaged"] == [file["path"]]
+    store.put_json(record_key(record), record)
+
+
+def test_a_purged_release_says_so_where_a_shard_is_needed_that_is_gone(clinic):
+    record, store = all_releases(corpus_store())[-1], corpus_store()
+    path = next(file["path"] for file in of_wards(record) if ".index." not in file["path"])
+    store.put_json(record_key(record), record | {"purged": {"at": "2026-01-02", "files": [path], "patients": {}}})
+    reader = open_release(record["tag"])
+    wards = set(reader.index.where(source="wards").tolist())
+    gone = [n for n in wards if f"shards/{reader.shards[reader.index.shard[n]]}.parquet" == path]
+    assert reader.load(next(n for n in range(len(reader.index)) if n not in wards)).source != "wards"
+    with pytest.raises(OSError, match="was purged on 2026-01-02.*take a later one"):
+        reader.load(gone[0])
+    store.put_json(record_key(record), record)
+
+
+def test_a_record_is_traced_by_its_whole_id(clinic, unimed):
+    clinic(85, "w0#{}")
+    tag = release()["tag"]
+    for name in ("wards/w0", "wards/w0#85"):
+        assert [r["samples"] for r in history.trace(name)["releases"] if r["tag"] == tag] == [[f"{name}#g"]]
+    assert unimed("trace", "")[0] == unimed("trace", "--patient", "")[0] == 2
+
+
+def test_a_source_that_was_removed_is_in_no_later_release(clinic, unimed, tmp_path):
+    (tmp_path / "class").mkdir()
+    Image.fromarray(np.random.default_rng(500).integers(0, 255, (70, 70), dtype=np.uint8)).save(tmp_path / "class" / "1.png")
+
+    def add() -> dict:
+        return add_source(tmp_path, "annex", modality="CT", license="CC0-1.0")
+
+    before, first = add(), release()
+    assert unimed("remove", "annex", answers="n\n")[0] == 1 and release()["how"] == "up to date"
+    assert unimed("remove", "annex", "--yes")[0] == 0
+    second = release()
+    assert second["changed"] == {"annex": -first["card"]["sources"]["annex"]}
+    for verb in ("remove", "show"):
+        code, told = unimed(verb, "annex")
+        assert code == 1 and "annex" in told and "unimed data list" in told
+    assert add()["shards"] == before["shards"] and release()["card"] == first["card"]
+    assert unimed("remove", "annex", "--yes", "--json")[0] == 0
 
 
 def test_a_release_made_while_the_clock_was_ahead_is_followed_by_others(clinic, monkeypatch):
