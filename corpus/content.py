@@ -8,7 +8,7 @@ import pyarrow as pa
 from corpus import alignment, index, picture_kind
 from corpus.params import QualityParams
 from corpus.record import Rejection
-from corpus.review import Decisions
+from corpus.review import REJECTED, Decisions
 from corpus.settle import record_of
 
 
@@ -40,7 +40,7 @@ def check(table: pa.Table, kept: np.ndarray, params: QualityParams, decisions: D
 
 def _rejected_by_people(content: Content, table: pa.Table, decisions: Decisions) -> None:
     for row, sample, source in _named(table, np.flatnonzero(content.kept & decisions.rows(table, accepted=False))):
-        content.reject(row, sample, source, "rejected-by-reviewer", decisions.rejected[sample][1])
+        content.reject(row, sample, source, REJECTED, decisions.rejected[sample][1])
 
 
 def _modality(content: Content, table: pa.Table, accepted: np.ndarray, params: QualityParams) -> None:

@@ -116,7 +116,7 @@ def build(
     settled = settle(table, params.quality.near_distance, decisions.rows(table, accepted=True))
     scores = alignment.measure(table, {part.name: part.entry["key"] for part in parts}, params.quality.alignment, scorer, store)
     checked = content.check(table, settled.kept, params.quality, decisions, scores)
-    late = [*settled.aside, *checked.aside]
+    late = [*review.told(settled.aside, decisions.refused(table)), *checked.aside]
     kept = table.filter(pa.array(checked.kept))
     report = expectations.validate(kept, params, before)
     out.mkdir(parents=True, exist_ok=True)
@@ -137,9 +137,9 @@ def build(
 def _read(source: dict, params: CorpusParams, store: ObjectStore, salt: bytes, decisions: review.Decisions) -> tuple[list[_Part], list[Rejection]]:
     if source["name"] in BUILT_IN:
         source = _kept(source["name"], params, store, salt)
-    source, back = review.let_in(source, decisions, params.shards, store)
+    source, back, refused = review.let_in(source, decisions, params.shards, store)
     removed = source["removed"] if back else json.loads(store.get(source["removed"]))
-    aside = review.still_aside(shards.read_quarantine(store.get(source["quarantine"])), back)
+    aside = review.told(review.still_aside(shards.read_quarantine(store.get(source["quarantine"])), back), refused)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         return list(pool.map(lambda s: _taken_in(s, tuple(removed.get(s["shard"], ())), store), source["shards"])), aside
 

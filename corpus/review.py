@@ -5,7 +5,7 @@ A decision holds for the samples as they were seen: a record that changes afterw
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ from infra.records import digest, utc_now
 from infra.store import MissingObject, ObjectStore, PreconditionFailed
 
 DECISIONS, PINNED, ADMITTED = "review/decisions", "review/pinned", "review/admitted"
+REJECTED = "rejected-by-reviewer"
 
 
 class AlreadyDecided(RuntimeError):
@@ -46,6 +47,10 @@ class Decisions:
             found[rows] = [contents[name] == content for name, content in zip(ids, now)]
         return found
 
+    def refused(self, table: pa.Table) -> dict[str, str]:
+        """Records of an index that were rejected as they are now, and by whom and why."""
+        return {record_of(name): self.rejected[name][1] for name in table["id"].filter(pa.array(self.rows(table, accepted=False))).to_pylist()}
+
 
 def decide(store: ObjectStore, record: str, samples: dict[str, int], accept: bool, who: str, note: str, overrule: bool = False) -> dict:
     """Keep a decision on a record; returns it with `how`: "decided" or "up to date" if it was so already.
@@ -57,7 +62,7 @@ def decide(store: ObjectStore, record: str, samples: dict[str, int], accept: boo
     Raises:
         AlreadyDecided: it was decided otherwise.
     """
-    key = _key(record, samples)
+    key = decision_key(record, samples)
     made = {"record": record, "samples": samples, "accepted": accept, "who": who, "note": note, "when": utc_now()}
     try:
         store.put_json(key, made, if_absent=True)
@@ -78,12 +83,9 @@ def decide(store: ObjectStore, record: str, samples: dict[str, int], accept: boo
     return made | {"how": "decided"}
 
 
-def decided(store: ObjectStore, record: str, samples: dict[str, int]) -> dict | None:
-    """The decision on a record as it is now."""
-    try:
-        return store.get_json(_key(record, samples))
-    except MissingObject:
-        return None
+def decided(store: ObjectStore) -> set[str]:
+    """Keys of all decisions, see `decision_key`."""
+    return {entry.key for entry in store.list(f"{DECISIONS}/")}
 
 
 def pinned(store: ObjectStore) -> str | None:
@@ -103,29 +105,31 @@ def read(store: ObjectStore, key: str | None) -> Decisions:
     return Decisions(accepted, rejected)
 
 
-def let_in(source: dict, decisions: Decisions, params: ShardParams, store: ObjectStore) -> tuple[dict, set[str]]:
-    """A source as it is with what people accepted, and the records that came back by it.
+def let_in(source: dict, decisions: Decisions, params: ShardParams, store: ObjectStore) -> tuple[dict, set[str], dict[str, str]]:
+    """A source as it is with what people accepted, the records that came back by it, and those that people rejected (see `Decisions.refused`).
 
     Held samples come as shards of their own: what lies beside them in a held shard stays there.
     """
-    if not decisions.accepted or "stale" not in source:
-        return source, set()
-    removed, stale, records = json.loads(store.get(source["removed"])), json.loads(store.get(source["stale"])), set()
+    if not (decisions.accepted or decisions.rejected) or "stale" not in source:
+        return source, set(), {}
+    removed, stale, records, refused = json.loads(store.get(source["removed"])), json.loads(store.get(source["stale"])), set(), {}
     for shard in source["shards"]:
         if late := sorted({*removed.get(shard["shard"], ())} - {*stale.get(shard["shard"], ())}):
             table = stored.table(shard, store).take(pa.array(late))
             back = table.filter(pa.array(decisions.rows(table, accepted=True)))
             removed[shard["shard"]] = sorted({*removed[shard["shard"]]} - {*back["row"].to_pylist()})
             records |= {record_of(name) for name in back["id"].to_pylist()}
+            refused |= decisions.refused(table)
     shown = {}
     for shard in source.get("held", ()):
         table = stored.table(shard, store)
         if back := table.filter(pa.array(decisions.rows(table, accepted=True)))["row"].to_pylist():
             shown[shard["key"]] = back
             records |= {record_of(name) for name in table["id"].take(pa.array(back)).to_pylist()}
+        refused |= decisions.refused(table)
     if not records:
-        return source, records
-    return source | {"removed": removed, "shards": source["shards"] + _admitted(source["name"], shown, params, store)}, records
+        return source, records, refused
+    return source | {"removed": removed, "shards": source["shards"] + _admitted(source["name"], shown, params, store)}, records, refused
 
 
 def _admitted(name: str, rows: dict[str, list[int]], params: ShardParams, store: ObjectStore) -> list[dict]:
@@ -148,7 +152,13 @@ def still_aside(aside: Iterable[Rejection], records: set[str]) -> list[Rejection
     return [rejection for rejection in aside if rejection.record not in records]
 
 
-def _key(record: str, samples: dict[str, int]) -> str:
+def told(aside: Iterable[Rejection], refused: dict[str, str]) -> list[Rejection]:
+    """What is kept aside, with a person's word on the records that were rejected in the place of the judgement that they confirm."""
+    return [replace(r, reason=REJECTED, detail=f"{refused[r.record]} ({r.reason})") if r.record in refused else r for r in aside]
+
+
+def decision_key(record: str, samples: dict[str, int]) -> str:
+    """Where a decision on a record as it is now is kept."""
     return f"{DECISIONS}/{digest([record, samples])[:32]}.json"
 
 

@@ -4,6 +4,7 @@ import getpass
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 from corpus import index, intake, review, shards, stored
 from corpus.reader import release_index
 from corpus.sample import Sample
+from corpus.settle import record_of
 from flows.history import whole
 from flows.report import find_release
 from infra.settings import get_settings
@@ -51,12 +53,17 @@ class Review:
     def queue(self, size: int) -> list[Case]:
         """At most `size` undecided cases, as many of each source, modality and reason as of any other; the same for a release each time."""
         strata: dict[tuple, list[Case]] = defaultdict(list)
-        for case in [*self._uncertain(), *self._audit(size)]:
+        decided = review.decided(self.store)
+
+        def waits(case: Case) -> bool:
+            return review.decision_key(case.record, case.samples) not in decided
+
+        for case in chain(filter(waits, self._uncertain()), *(islice(filter(waits, group), size) for group in self._audit())):
             strata[case.source, case.modality, case.reason].append(case)
         drawn, depth = [], 0
         while len(drawn) < size and (layer := [cases[depth] for _, cases in sorted(strata.items()) if depth < len(cases)]):
             drawn, depth = drawn + layer, depth + 1
-        return [case for case in drawn[:size] if not review.decided(self.store, case.record, case.samples)]
+        return drawn[:size]
 
     def case(self, name: str) -> Case:
         """The case of a record, by its id or a sample's, whether it is in the queue or not.
@@ -101,16 +108,18 @@ class Review:
                 yield case
             seen.add(rejection.record)
 
-    def _audit(self, size: int) -> Iterator[Case]:
-        """Kept records, at most `size` a source and modality, drawn by the release's name."""
+    def _audit(self) -> Iterator[Iterator[Case]]:
+        """Kept records of each source and modality, in an order drawn by the release's name."""
         kept = self.table.filter(pa.array(np.isin(self._records, self._kept)))
         record, first = np.unique(index.column(kept, "record"), return_index=True)
         group = index.column(kept, "source")[first].astype(np.int64) * 64 + index.column(kept, "modality")[first]
         drawn = np.random.default_rng(index.hash64(self.release["tag"])).permutation(len(record))
         for which in np.unique(group):
-            rows = first[drawn[group[drawn] == which][:size]]
-            for name in kept["id"].take(pa.array(rows)).to_pylist():
-                yield self._found(name.rpartition("#")[0] or name, AUDIT, "drawn from what is kept")
+            yield self._drawn(kept["id"], first[drawn[group[drawn] == which]])
+
+    def _drawn(self, ids: pa.ChunkedArray, rows: np.ndarray) -> Iterator[Case]:
+        for row in rows.tolist():
+            yield self._found(record_of(ids[row].as_py()), AUDIT, "drawn from what is kept")
 
     def _found(self, record: str, reason: str, detail: str) -> Case | None:
         value = np.uint64(index.hash64(record))

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from flows import cli_data, console, history, releases
 from flows.releases import ReleaseConflict, all_releases, make_release
+from flows.review import Review
 from infra.corpus_repo import OUT, CorpusRepo, object_key
 from infra.lease import LeaseHeld
 from infra.stack import Stack
@@ -266,6 +267,15 @@ def test_a_record_is_traced_by_its_whole_id(clinic, unimed):
     for name in ("wards/w0", "wards/w0#85"):
         assert [r["samples"] for r in history.trace(name)["releases"] if r["tag"] == tag] == [[f"{name}#g"]]
     assert unimed("trace", "")[0] == unimed("trace", "--patient", "")[0] == 2
+
+
+def test_decided_cases_make_room_for_others_in_the_queue(clinic):
+    desk = Review()
+    first, more = desk.queue(3), desk.queue(9)
+    assert first == more[:3] and len(more) == 9
+    for case in first:
+        desk.decide(case, True, "anna", "", False)
+    assert len(desk.queue(3)) == 3 and not [case for case in desk.queue(9) if case in first]
 
 
 def test_a_source_that_was_removed_is_in_no_later_release(clinic, unimed, tmp_path):

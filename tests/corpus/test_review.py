@@ -22,6 +22,15 @@ def with_name(name: str) -> PictureBytes:
     return PictureBytes(buffer.getvalue(), 10**6)
 
 
+def slightly_other(shown) -> PictureBytes:
+    """A record's picture with one pixel changed."""
+    twin = Image.open(io.BytesIO(shown.images[0].data)).copy()
+    twin.putpixel((0, 0), 1)
+    buffer = io.BytesIO()
+    twin.save(buffer, "PNG")
+    return PictureBytes(buffer.getvalue(), 10**6)
+
+
 def named(number: int, name: str = "SMITH, JANE"):
     return record(number, images=(with_name(name),), modality="Ultrasound", caption=f"Ultrasound image number {number}.")
 
@@ -86,6 +95,30 @@ def test_a_rejected_one_goes_and_the_source_is_untouched(taken, tmp_path, reques
     assert "by anna on" in next(r.detail for r in aside if r.reason == "rejected-by-reviewer") and "looked at it" in aside[-1].detail
 
 
+def test_a_judgement_that_a_person_confirms_is_told_as_the_persons(taken, tmp_path, request):
+    name = request.node.name
+    decide(taken, f"{name}/r060", False)
+    card, _, aside = build(taken, tmp_path / "r")
+    assert card["reasons"] == {"rejected-by-reviewer": 1, "burned-in-text": 1, "caption-contradicts": 1}
+    found = next(r for r in aside if r.reason == "rejected-by-reviewer")
+    assert found.record == f"{name}/r060" and "by anna on" in found.detail and "looked at it (burned-in-text)" in found.detail
+    changed = take_in(taken["name"], [replace(r, source=name) for r in [*map(record, range(60)), named(60, "MILLER, ANN")]])
+    assert build(changed, tmp_path / "r")[0]["reasons"] == {"burned-in-text": 1}
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_look_alike_that_a_person_rejects_is_told_so(s3, tmp_path, request, apart):
+    """Whether the look-alike is of the same source taken in, or of another."""
+    name, store = f"alike-{apart}".lower(), corpus_store()
+    first, second = record(2, seed=5, source=name), record(3, source=name, images=(slightly_other(record(2, seed=5)),))
+    others = [record(n, source=name) for n in range(10, 60)]
+    sources = [take_in(name, others), take_in(f"{name}-2", [first]), take_in(f"{name}-3", [second])] if apart else [take_in(name, [*others, first, second])]
+    decide(sources[1] if apart else sources[0], f"{name}/r002", False)
+    release.build([entry(source) for source in sources], tmp_path / "r", PARAMS, store, SALT, lambda line: None, decisions=review.read(store, review.pinned(store)))
+    aside = shards.read_quarantine((tmp_path / "r" / "quarantine.parquet").read_bytes())
+    assert [(r.reason, r.record, "(near-duplicate)" in r.detail) for r in aside] == [("rejected-by-reviewer", f"{name}/r002", True)] * 2
+
+
 def test_the_first_of_two_reviewers_wins(taken, request):
     name = f"{request.node.name}/r061"
     assert decide(taken, name, False)["how"] == "decided"
@@ -93,7 +126,7 @@ def test_the_first_of_two_reviewers_wins(taken, request):
     with pytest.raises(review.AlreadyDecided, match="rejected by anna"):
         decide(taken, name, True, "ben")
     made = decide(taken, name, True, "ben", overrule=True)
-    assert made["overruled"]["who"] == "anna" and review.decided(corpus_store(), name, contents(taken, name))["who"] == "ben"
+    assert made["overruled"]["who"] == "anna" and decide(taken, name, True)["who"] == "ben"
 
 
 def test_what_changed_since_was_not_decided(taken, tmp_path, request):
@@ -108,12 +141,8 @@ def test_what_changed_since_was_not_decided(taken, tmp_path, request):
 def test_a_look_alike_that_a_person_accepts_comes_back(s3, tmp_path, request):
     name = request.node.name
     first = record(2, seed=5, source=name)
-    twin = Image.open(io.BytesIO(first.images[0].data)).copy()
-    twin.putpixel((0, 0), 1)
-    buffer = io.BytesIO()
-    twin.save(buffer, "PNG")
     others = [record(n, source=name) for n in range(10, 60)]
-    taken = take_in(name.replace("_", "-"), [first, record(3, source=name, images=(PictureBytes(buffer.getvalue(), 10**6),)), *others])
+    taken = take_in(name.replace("_", "-"), [first, record(3, source=name, images=(slightly_other(first),)), *others])
     assert taken["reasons"] == {"near-duplicate": 2}
     decide(taken, f"{name}/r002", True)
     card, ids, aside = build(taken, tmp_path / "r")
