@@ -24,6 +24,7 @@ def data_add(
     columns: Annotated[list[str] | None, typer.Option(help="our=theirs: a Parquet table's name of a column; may be given again.")] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; the file's own by default.")] = None,
     replace: Annotated[bool, typer.Option(help="Put it in the stead of a source of this name that was taken in from elsewhere.")] = False,
+    empty: Annotated[bool, typer.Option(help="Take it in though nothing is found any more of a source that had records.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Cores of the cluster that examine the records; 0 for all, 1 for this process alone.")] = 0,
     json: Json = False,
 ) -> None:
@@ -42,7 +43,7 @@ def data_add(
 
     said = {"license": license, "modality": modality, "attribution": attribution, "split": split, "columns": named, "image_root": image_root}
     try:
-        record = add_source(path, name, format, workers, console.counter("records"), replace, **said)
+        record = add_source(path, name, format, workers, console.counter("records"), replace, empty, **said)
     except BadSourceName as error:
         raise console.fail(str(error), console.USAGE) from None
     told = f"{record['name']}: {record['how']}; {record['records']['seen']} records seen, {record['records']['kept']} kept, {record['records']['quarantined']} kept aside"

@@ -8,12 +8,14 @@ import hmac
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from corpus import intake, release
 from corpus.readers import formats
 from corpus.readers.source import Source
+from corpus.record import Record, Rejection
 from infra.settings import get_settings
 from infra.store import corpus_store
 from ray_jobs import alignment
@@ -37,7 +39,13 @@ class BadSourceName(ValueError):
     """No source can have this name."""
 
 
-def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress | None = None, replace: bool = False, **said) -> dict:
+class EmptySource(ValueError):
+    """Nothing was found where a source had records."""
+
+
+def add_source(
+    path: Path, name: str | None = None, format: str = formats.AUTO, workers: int = 1, on_progress: OnProgress | None = None, replace: bool = False, empty: bool = False, **said
+) -> dict:
     """Take a file or folder in; returns the source's record.
 
     Args:
@@ -46,11 +54,13 @@ def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, 
         workers: cores of the cluster that examine records; 0 for all, 1 for this process alone.
         on_progress: called with the records seen, and their number where it could be counted soon.
         replace: put it in the stead of a source of this name that lies elsewhere.
+        empty: it may be that nothing is found, where the source had records.
         said: what the person who adds it says of it, by the names of `Source`.
 
     Raises:
         BadSourceName: see `source_name`.
         SourceElsewhere: a source of this name lies elsewhere.
+        EmptySource: nothing was found where there were records, as of a folder that is not mounted.
         UnknownFormat, FileNotFoundError, MissingColumn: see `corpus.readers.formats.read`.
     """
     settings = get_settings()
@@ -62,7 +72,20 @@ def add_source(path: Path, name: str | None = None, format: str = formats.AUTO, 
         intake.require_place(source.name, place, corpus_store())
     tell = _telling(on_progress, _count(source, format)) if on_progress else lambda seen: None
     examine = intake.in_this_process(params.corpus, salt()) if workers == 1 else on_cluster(params.corpus, salt(), workers)
-    return intake.add(source.name, formats.read(source, format), params.corpus, corpus_store(), salt(), examine, tell, place)
+    records = formats.read(source, format)
+    return intake.add(source.name, records if empty else _not_vanished(source.name, records), params.corpus, corpus_store(), salt(), examine, tell, place)
+
+
+def _not_vanished(name: str, records: Iterable[Record | Rejection]) -> Iterator[Record | Rejection]:
+    """The same, once it is known that there is a record among them, or that the source had none. Raises EmptySource."""
+    records, before = iter(records), []
+    for item in records:
+        before.append(item)
+        if isinstance(item, Record):
+            return chain(before, records)
+    if any(source["name"] == name and source["records"]["kept"] for source in intake.sources(corpus_store())):
+        raise EmptySource(f"no record was found for source {name!r}, which has some: is the folder there, and its disk? `--empty` takes it as it is, `unimed data remove {name}` takes the source out")
+    return iter(before)
 
 
 def source_name(given: str | None, path: Path) -> str:

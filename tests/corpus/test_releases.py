@@ -17,6 +17,7 @@ from corpus.record import Record
 from corpus.sample import Turn
 from flows.releases import make_release
 from infra.store import corpus_store
+from ray_jobs.ingest import EmptySource, add_source
 
 SALT = b"salt"
 # Pictures of noise are of no kind, so none is judged to be of another.
@@ -260,6 +261,24 @@ def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):
     assert again["reasons"] == {"forgotten": 1} and again["samples"]["kept"] == 238
     assert "Jane" not in str(shards.read_quarantine(store.get(again["quarantine"])))
     assert intake.without_patient(taken["name"], key, PARAMS, store)[1] == 0
+
+
+def test_a_source_that_vanished_is_not_emptied_unless_that_is_meant(s3, tmp_path):
+    picture = tmp_path / "class" / "1.png"
+    picture.parent.mkdir()
+    picture.write_bytes(record(1).images[0].data)
+
+    def add(empty: bool = False) -> dict:
+        return add_source(tmp_path, "vanishing", modality="CT", license="CC0-1.0", empty=empty)
+
+    before = add()
+    picture.unlink()
+    (tmp_path / "class" / "notes.xyz").write_text("nothing that is read")
+    with pytest.raises(EmptySource, match="--empty"):
+        add()
+    assert next(s for s in intake.sources(corpus_store()) if s["name"] == "vanishing")["shards"] == before["shards"]
+    assert (after := add(empty=True))["how"] == "replaced" and not after["samples"]["kept"] and after["records"]["seen"] == 1
+    assert add()["how"] == "up to date"
 
 
 def test_long_samples_of_many_sources_share_no_shard(s3):
