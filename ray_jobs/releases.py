@@ -10,14 +10,11 @@ from infra.store import corpus_store
 class PurgedRelease(ReleaseReader):
     """A release some of whose shards are gone for a patient's sake; the others are read as ever."""
 
-    def __init__(self, release: dict, cache: ShardCache):
-        super().__init__(release, cache)
-        self.purged = release["purged"]
-
     def load(self, position: int) -> Sample:
         """The sample at a position of `index`. Raises OSError if its shard was purged."""
-        if (path := self._files[self.index.shard[position]]["path"]) in self.purged["files"]:
-            raise OSError(f"{self.tag} was purged on {self.purged['at']} and {path} is gone with it: the release cannot be read as a whole again; take a later one (`unimed data list`)")
+        purged, path = self._release["purged"], self._files[self.index.shard[position]]["path"]
+        if path in purged["files"]:
+            raise OSError(f"{self.tag} was purged on {purged['at']} and {path} is gone with it: the release cannot be read as a whole again; take a later one (`unimed data list`)")
         return super().load(position)
 
 
