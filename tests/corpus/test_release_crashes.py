@@ -246,6 +246,7 @@ def test_a_shard_that_was_released_damaged_is_told_by_its_name(clinic, unimed):
     store.put_json(record_key(record), record | {"shards": wrong})
     assert json.loads(unimed("verify", "--json")[1].rpartition("}")[0] + "}")["damaged"] == [file["path"]]
     store.put_json(record_key(record), record)
+    store.delete(object_key(md5))
 
 
 def test_a_purged_release_says_so_where_a_shard_is_needed_that_is_gone(clinic):
