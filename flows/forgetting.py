@@ -20,7 +20,7 @@ from infra.store import ObjectStore, corpus_store
 
 
 class StillThere(RuntimeError):
-    """The newest release holds the patient still."""
+    """The newest release holds the patient still, or something does after a purge."""
 
 
 def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_line: Callable[[str], None]) -> dict:
@@ -32,45 +32,50 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
 
     Raises:
         LookupError: nothing holds the patient, who is kept aside all the same from now on.
-        StillThere: the patient is of a built-in source.
+        StillThere: the patient is of a built-in source, or another command wrote something with the patient during the purge.
         SourceConflict, LeaseHeld, RepositoryError: see `corpus.intake.without_patient` and `flows.releases.make_release`.
     """
     from ray_jobs.params import load_params
 
     store, params = corpus_store(), load_params(get_settings().params_file).corpus
     intake.remember_to_forget(patient, store)
-    known = seen(patient=patient)
     for source in intake.sources(store):
         _, count = intake.without_patient(source["name"], patient, params, store)
         if count:
             on_line(f"{source['name']}: {count} shards written anew")
-    old = _Old(patient, _released(patient), intake.holding(patient, store), _unrecorded(patient, store))
-    keys = [key for key in old.keys() if store.exists(key)]
-    if not (keys or known["releases"]):
+    if not (_look(patient, store).keys or seen(patient=patient)["releases"]):
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
     release = make_release(force=False, on_line=on_line)
     if _shards(release, patient):
         raise StillThere(f"{release['tag']} holds patient {patient} still, who is of no source that was added: take the built-in one out of sources.yaml")
-    purged = bool(keys) and purge and confirm(sorted(old.released))
+    # Another release may have come to its end meanwhile: what counts is what is there now.
+    known, old = seen(patient=patient), _look(patient, store)
+    purged = bool(old.keys) and purge and confirm(sorted(old.released))
     if purged:
-        _purge(old, {found["tag"]: found["splits"] for found in known["releases"]}, keys, store)
-    return {"patient": patient, "release": release["tag"], **known, "purged": keys if purged else [], "left": [] if purged else keys}
+        _purge(old, {found["tag"]: found["splits"] for found in known["releases"]}, store)
+        if left := _look(patient, store).keys:
+            raise StillThere(f"{len(left)} objects hold patient {patient} again, which another command wrote meanwhile: run this one again")
+    return {"patient": patient, "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
 
 
 @dataclass(frozen=True)
 class _Old:
-    """What holds a patient: files of releases by tag, keys of what was taken in, and hashes of what no release names."""
+    """What holds a patient: files of releases by tag, hashes of what no release names, and the keys of all objects on S3."""
 
     patient: str
     released: dict[str, list[dict]]
-    taken_in: list[str]
     unrecorded: set[str]
+    keys: list[str]
 
     def md5s(self) -> set[str]:
         return self.unrecorded | {file["md5"] for files in self.released.values() for file in files}
 
-    def keys(self) -> list[str]:
-        return sorted({*self.taken_in, *map(object_key, self.md5s())})
+
+def _look(patient: str, store: ObjectStore) -> _Old:
+    """All that holds a patient now."""
+    released, unrecorded = _released(patient), _unrecorded(patient, store)
+    there = {object_key(file["md5"]) for files in released.values() for file in files} | {*map(object_key, unrecorded), *intake.holding(patient, store)}
+    return _Old(patient, released, unrecorded, [key for key in sorted(there) if store.exists(key)])
 
 
 def _released(patient: str) -> dict[str, list[dict]]:
@@ -101,15 +106,15 @@ def _unrecorded(patient: str, store: ObjectStore) -> set[str]:
     return {key.removeprefix(prefix).replace("/", "") for key in lost if (data := store.get(key))[:4] == b"PAR1" and patient in index.patients(data)}
 
 
-def _purge(old: _Old, splits: dict[str, list[str]], keys: list[str], store: ObjectStore) -> None:
-    """Delete these keys, and what this machine has of them. Before anything goes, the record of each release says so."""
+def _purge(old: _Old, splits: dict[str, list[str]], store: ObjectStore) -> None:
+    """Delete what is there on S3, and what this machine has of them. Before anything goes, the record of each release says so."""
     for tag, files in old.released.items():
         _mark(tag, old.patient, splits.get(tag, []), files, store)
     CorpusRepo().discard(old.md5s())
     for path in (get_settings().state_dir / "cache" / "shards").glob("*"):
         if path.name.partition(".")[0] in old.md5s():
             path.unlink()
-    for key in keys:
+    for key in old.keys:
         store.delete(key)
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from corpus import intake
 from corpus.patients import patient_key
-from flows import forgetting, history
+from flows import forgetting, history, releases
 from flows.releases import all_releases, make_release
+from infra.settings import get_settings
 from infra.store import ObjectStore, corpus_store
 from ray_jobs.ingest import add_source, salt
 
@@ -116,6 +117,24 @@ def test_stopped_anywhere_the_same_command_completes_it(ward, monkeypatch, numbe
     assert done["release"] not in saw and [r["tag"] for r in done["releases"]] == saw
     assert holding(ward.key(number)) == [] and all_releases(corpus_store())[-1]["tag"] == done["release"]
     assert "purged" not in all_releases(corpus_store())[-1]
+
+
+def test_a_release_that_was_under_way_is_purged_as_well(ward, monkeypatch):
+    ward.more(1)
+    begun = releases._inputs(corpus_store(), get_settings())
+
+    def beside(**named) -> dict:
+        """Another release, begun before the patient was forgotten, ends first."""
+        with monkeypatch.context() as patched:
+            patched.setattr(releases, "_inputs", lambda *_: begun)
+            make_release(force=True, on_line=quiet, wait_s=0)
+        return make_release(**named)
+
+    monkeypatch.setattr(forgetting, "make_release", beside)
+    done = forget(ward.key(9))
+    tags = [r["tag"] for r in all_releases(corpus_store())]
+    assert done["release"] == tags[-1] and done["releases"][-1]["tag"] == tags[-2]
+    assert holding(ward.key(9)) == [] and "purged" in all_releases(corpus_store())[-2]
 
 
 def test_pictures_that_did_not_count_are_purged_as_well(ward):
