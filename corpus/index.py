@@ -6,6 +6,7 @@ Every shard has an index beside it. Releases are decided on indexes alone, so th
 import hashlib
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -93,9 +94,10 @@ def read(data: bytes, shard: str, removed: Sequence[int] = (), columns: list[str
     return table.filter(pa.array(~np.isin(rows, removed))) if len(removed) else table
 
 
-def patients(data: bytes) -> set[str]:
+def patients(data: bytes | Path) -> set[str]:
     """The patients of a shard or of its index; of any other Parquet file, none."""
-    table = pq.ParquetFile(pa.BufferReader(data)).read(columns=["patient"], use_threads=False)
+    with pq.ParquetFile(data if isinstance(data, Path) else pa.BufferReader(data)) as file:
+        table = file.read(columns=["patient"], use_threads=False)
     return {*table["patient"].unique().to_pylist()} if table.num_columns else set()
 
 

@@ -1,4 +1,4 @@
-"""A patient who must be forgotten: a release without the patient, and on purge all that holds the patient gone from S3.
+"""A patient who must be forgotten: a release without the patient, and on purge all that holds the patient gone from S3 and this machine.
 
 Every step finds its work by looking, not from what the step before it said: stopped anywhere, the same command completes it.
 """
@@ -6,7 +6,9 @@ Every step finds its work by looking, not from what the step before it said: sto
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus import index, intake
@@ -43,29 +45,34 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
         _, count = intake.without_patient(source["name"], patient, params, store)
         if count:
             on_line(f"{source['name']}: {count} shards written anew")
-    if not (_look(patient, store).keys or seen(patient=patient)["releases"]):
+    if not (_look(patient, store).anything() or seen(patient=patient)["releases"]):
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
     release = make_release(force=False, on_line=on_line)
     if _shards(release, patient):
         raise StillThere(f"{release['tag']} holds patient {patient} still, who is of no source that was added: take the built-in one out of sources.yaml")
     # Another release may have come to its end meanwhile: what counts is what is there now.
     known, old = seen(patient=patient), _look(patient, store)
-    purged = bool(old.keys) and purge and confirm(sorted(old.released))
+    purged = old.anything() and purge and confirm(sorted(old.released))
     if purged:
         _purge(old, {found["tag"]: found["splits"] for found in known["releases"]}, store)
-        if left := _look(patient, store).keys:
-            raise StillThere(f"{len(left)} objects hold patient {patient} again, which another command wrote meanwhile: run this one again")
+        if left := _look(patient, store).anything():
+            raise StillThere(f"{left} objects and files hold patient {patient} again, which another command wrote meanwhile: run this one again")
     return {"patient": patient, "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
 
 
 @dataclass(frozen=True)
 class _Old:
-    """What holds a patient: files of releases by tag, hashes of what no release names, and the keys of all objects on S3."""
+    """What holds a patient: files of releases by tag, hashes of what no release names, the keys of all objects on S3, and files of the clone."""
 
     patient: str
     released: dict[str, list[dict]]
     unrecorded: set[str]
     keys: list[str]
+    here: list[Path]
+
+    def anything(self) -> int:
+        """How many objects and files."""
+        return len(self.keys) + len(self.here)
 
     def md5s(self) -> set[str]:
         return self.unrecorded | {file["md5"] for files in self.released.values() for file in files}
@@ -75,7 +82,14 @@ def _look(patient: str, store: ObjectStore) -> _Old:
     """All that holds a patient now."""
     released, unrecorded = _released(patient), _unrecorded(patient, store)
     there = {object_key(file["md5"]) for files in released.values() for file in files} | {*map(object_key, unrecorded), *intake.holding(patient, store)}
-    return _Old(patient, released, unrecorded, [key for key in sorted(there) if store.exists(key)])
+    return _Old(patient, released, unrecorded, [key for key in sorted(there) if store.exists(key)], [path for path in CorpusRepo().parquet() if _holds(path, patient)])
+
+
+def _holds(path: Path, patient: str) -> bool:
+    try:
+        return patient in index.patients(path)
+    except pa.ArrowInvalid:
+        return True  # nobody can tell: a process died while it wrote the file
 
 
 def _released(patient: str) -> dict[str, list[dict]]:
@@ -110,7 +124,8 @@ def _purge(old: _Old, splits: dict[str, list[str]], store: ObjectStore) -> None:
     """Delete what is there on S3, and what this machine has of them. Before anything goes, the record of each release says so."""
     for tag, files in old.released.items():
         _mark(tag, old.patient, splits.get(tag, []), files, store)
-    CorpusRepo().discard(old.md5s())
+    for path in old.here:
+        path.unlink(missing_ok=True)
     for path in (get_settings().state_dir / "cache" / "shards").glob("*"):
         if path.name.partition(".")[0] in old.md5s():
             path.unlink()

@@ -22,7 +22,7 @@ from infra.records import read_yaml, source_fingerprint, write_atomic
 from infra.settings import Settings, get_settings
 from infra.store import MissingObject, ObjectStore, PreconditionFailed
 
-OUT = "data/release"
+OUT, CACHE = "data/release", ".dvc/cache"
 REMOTE_PREFIX = "dvc"
 
 
@@ -187,12 +187,14 @@ class CorpusRepo:
         return {"path": path, "md5": md5, "key": object_key(md5), "size": (self.path / OUT / path).stat().st_size}
 
     def _cached(self, md5: str) -> Path:
-        return self.path / ".dvc" / "cache" / "files" / "md5" / md5[:2] / md5[2:]
+        return self.path / CACHE / "files" / "md5" / md5[:2] / md5[2:]
 
-    def discard(self, md5s: Iterable[str]) -> None:
-        """Delete files of these hashes from DVC's cache in the clone."""
-        for md5 in md5s:
-            self._cached(md5).unlink(missing_ok=True)
+    def parquet(self) -> Iterator[Path]:
+        """Parquet files of the release folder and of DVC's cache, whichever release they were built for."""
+        for path in (path for folder in (OUT, CACHE) for path in (self.path / folder).rglob("*") if path.is_file()):
+            with open(path, "rb") as file:
+                if file.read(4) == b"PAR1":
+                    yield path
 
     def _git(self, *arguments: str) -> str:
         return self._run(["git", *arguments])

@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from corpus import intake
 from corpus.patients import patient_key
 from flows import forgetting, history, releases
 from flows.releases import all_releases, make_release
+from infra.corpus_repo import CorpusRepo
 from infra.settings import get_settings
 from infra.store import ObjectStore, corpus_store
 from ray_jobs.ingest import add_source, salt
@@ -69,6 +71,13 @@ def holding(patient: str) -> list[str]:
         columns = pq.read_table(io.BytesIO(data)).to_pydict() if data[:4] == b"PAR1" else {}
         found += [entry.key] if patient in columns.get("patient", ()) else []
     return found
+
+
+def held_here(patient: str) -> list[Path]:
+    """Files of the clone that name a patient in a column."""
+    root = CorpusRepo().path
+    columns = {path: pq.read_table(path).to_pydict() for path in root.rglob("*") if path.is_file() and path.read_bytes()[:4] == b"PAR1"}
+    return [path.relative_to(root) for path, read in columns.items() if patient in read.get("patient", ())]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +163,29 @@ def test_what_a_release_left_that_came_to_nothing_is_purged_as_well(ward, monkey
     assert forget(last)["releases"] == [] and holding(last) == []
 
 
+def test_what_a_release_left_in_the_clone_is_purged_as_well(ward, monkeypatch):
+    last = ward.key(ward.more(1))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("infra.corpus_repo.CorpusRepo.push", stop)
+        release()
+    assert not any(key.startswith("dvc/") for key in holding(last))
+    assert {path.parts[0] for path in held_here(last)} == {".dvc", "data"}
+    forget(last)
+    assert holding(last) == [] and held_here(last) == []
+
+
+def test_a_purge_that_finds_files_of_this_machine_alone_deletes_them(ward):
+    last = ward.key(ward.more(1))
+    kept = next(path for path in held_here(ward.key(10)) if path.name.endswith(".index.parquet"))
+    release()
+    data = next(corpus_store().get(key) for key in holding(last) if key.endswith(".index.parquet"))
+    forget(last)
+    brought = CorpusRepo().path / ".dvc" / "cache" / "files" / "md5" / "00" / "0"
+    brought.parent.mkdir(exist_ok=True)
+    brought.write_bytes(data)
+    assert forget(last)["purged"] == [] and held_here(last) == [] and (CorpusRepo().path / kept).exists()
+
+
 def test_a_reading_that_was_interrupted_brings_nobody_back(ward, monkeypatch):
     before = ward.forgotten()
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
@@ -210,6 +242,7 @@ def test_a_patient_of_a_built_in_source_is_told(ward):
 def test_a_patient_nobody_knows_is_told_and_kept_aside_all_the_same(ward):
     with pytest.raises(LookupError, match="no source and no release holds"):
         forget(ward.key(ward.count))
+    ward.take_in()
     before = ward.forgotten()
     ward.more(1)
     assert ward.forgotten() == before + 2
