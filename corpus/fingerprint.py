@@ -8,7 +8,7 @@ from corpus.readers.pictures import PictureBytes, PictureFile
 from corpus.record import Opener, Record, Unreadable
 
 _PICTURES = ("images", "target")
-_SAID = attrgetter(*(f.name for f in fields(Record) if f.name not in (*_PICTURES, "where")))
+_SAID = attrgetter(*(f.name for f in fields(Record) if f.name not in (*_PICTURES, "where", "linked")))
 
 
 def fingerprint(record: Record, key: bytes) -> tuple[int, list[bytes]]:

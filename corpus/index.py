@@ -101,10 +101,10 @@ def patients(data: bytes | Path) -> set[str]:
     return {*table["patient"].unique().to_pylist()} if table.num_columns else set()
 
 
-def without_patient(data: bytes, patient: str) -> bytes:
-    """An index that tells nothing of a patient; the other rows keep their places."""
+def without_patient(data: bytes, patient: set[str]) -> bytes:
+    """An index that tells nothing of a patient, by all the patient's keys; the other rows keep their places."""
     rows = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).to_pylist()
-    return to_bytes([{} if row["patient"] == patient else row for row in rows])
+    return to_bytes([{} if row["patient"] in patient else row for row in rows])
 
 
 def join(tables: Sequence[pa.Table]) -> pa.Table:

@@ -19,6 +19,7 @@ from corpus import index, quality, review, shards
 from corpus.fingerprint import fingerprint, with_pictures
 from corpus.known import Known
 from corpus.params import CorpusParams
+from corpus.patients import patient_key
 from corpus.readers.pictures import PictureBytes
 from corpus.record import HeldBack, Record, Rejection
 from corpus.sample import Sample
@@ -34,7 +35,7 @@ OnProgress = Callable[[int], None]
 
 # Samples that wait for a person lie apart: no release looks here but for those that were accepted.
 HELD = "held"
-FORGOTTEN = "privacy/forgotten.json"
+FORGOTTEN, LINKED = "privacy/forgotten.json", "privacy/linked"
 # Of encoded pictures in memory.
 BATCH, BATCH_BYTES = 32, 4 * 2**20
 
@@ -80,6 +81,7 @@ def add(
     reading = _Reading(name, before, params, store, salt)
     reading.run(records, examine or in_this_process(params, salt), on_progress)
     counts = reading.counts() | _origins(store, name, reading.known.origins()) | ({"place": place} if place else {})
+    reading.tell_groups()
     settled = _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, counts, reading.held)
     if forgotten(store) != reading.forgotten:
         raise _conflict(name)
@@ -94,8 +96,18 @@ def require_place(name: str, place: str, store: ObjectStore) -> None:
         raise SourceElsewhere(f"source {name!r} was taken in from another folder or file, and would lose what that holds: name this one otherwise (--name), or put it in the other's stead (--replace)")
 
 
-def without_patient(name: str, patient: str, params: CorpusParams, store: ObjectStore) -> tuple[dict, int]:
-    """A source without a patient: shards that hold the patient are written anew. Returns its record and how many those are.
+def known_as(patient: str, store: ObjectStore) -> set[str]:
+    """All keys that count as a patient's: of a group, those of its patients, as far as any reading of a source linked them."""
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        groups = [{*group} for told in pool.map(lambda entry: store.get_json(entry.key), store.list(f"{LINKED}/")) for group in told]
+    keys = {patient}
+    while more := [group for group in groups if not keys.isdisjoint(group) and not keys >= group]:
+        keys.update(*more)
+    return keys
+
+
+def without_patient(name: str, patient: set[str], params: CorpusParams, store: ObjectStore) -> tuple[dict, int]:
+    """A source without a patient, by all the patient's keys: shards that hold the patient are written anew. Returns its record and how many those are.
 
     A source without the patient stays as it is.
 
@@ -108,11 +120,11 @@ def without_patient(name: str, patient: str, params: CorpusParams, store: Object
     def without(found: list[dict], prefix: str) -> Iterator[dict]:
         nonlocal old
         for shard in found:
-            if patient not in index.patients(store.get(shard["index_key"])):
+            if patient.isdisjoint(index.patients(store.get(shard["index_key"]))):
                 yield shard
                 continue
             gone = stale.pop(shard["shard"], [])
-            stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient != patient and row not in gone]
+            stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient not in patient and row not in gone]
             old += 1
             if stay:
                 yield shards.put(store, f"{prefix}/{name}", shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))
@@ -125,12 +137,12 @@ def without_patient(name: str, patient: str, params: CorpusParams, store: Object
     return _publish(store, _settled(store, params, name, listed, stale, aside, kept, held), record, etag), old
 
 
-def holding(patient: str, store: ObjectStore) -> list[str]:
+def holding(patient: set[str], store: ObjectStore) -> list[str]:
     """Keys of all that was ever taken in and holds a patient, whether a source still uses it or not: shards and their indexes."""
     there = {entry.key for prefix in ("intake/", f"{HELD}/", f"{review.ADMITTED}/") for entry in store.list(prefix) if entry.key.endswith(DATA)}
     # Where a process died between a shard and its index, the shard itself tells.
     tells = {key: beside if (beside := key.removesuffix(DATA) + INDEX) in there else key for key in there if not key.endswith(INDEX)}
-    return sorted({name for key, teller in tells.items() if patient in index.patients(store.get(teller)) for name in (key, teller)})
+    return sorted({name for key, teller in tells.items() if not patient.isdisjoint(index.patients(store.get(teller))) for name in (key, teller)})
 
 
 def _settled(store: ObjectStore, params: CorpusParams, name: str, listed: list[dict], stale: dict[str, list[int]], aside: list[Rejection], counts: dict, held: list[dict]) -> dict:
@@ -168,15 +180,15 @@ def forgotten(store: ObjectStore) -> set[str]:
         return set()
 
 
-def remember_to_forget(patient: str, store: ObjectStore) -> None:
+def remember_to_forget(patient: set[str], store: ObjectStore) -> None:
     """From now on no source takes this patient in."""
-    while patient not in forgotten(store):
+    while not patient <= forgotten(store):
         try:
             current, etag = store.get_with_etag(FORGOTTEN)
-            store.put_json(FORGOTTEN, sorted({*json.loads(current), patient}), if_match=etag)
+            store.put_json(FORGOTTEN, sorted({*json.loads(current), *patient}), if_match=etag)
         except MissingObject:
             with suppress(PreconditionFailed):
-                store.put_json(FORGOTTEN, [patient], if_absent=True)
+                store.put_json(FORGOTTEN, sorted(patient), if_absent=True)
         except PreconditionFailed:
             continue
 
@@ -185,7 +197,8 @@ class _Reading:
     """One reading of a source: what was seen, set aside and written."""
 
     def __init__(self, name: str, before: dict, params: CorpusParams, store: ObjectStore, salt: bytes):
-        self.name, self.params, self.store = name, params, store
+        self.name, self.params, self.store, self.salt = name, params, store, salt
+        self.groups: dict[tuple[str, ...], frozenset[str]] = {}
         self.journalled = _journalled(store, name)
         self.shards = before.get("shards", []) + [s for s in self.journalled if s not in before.get("shards", [])]
         self.forgotten = forgotten(store)
@@ -211,8 +224,6 @@ class _Reading:
             samples = getattr(outcome, "samples", outcome)
             if isinstance(outcome, Rejection) and not isinstance(outcome, HeldBack):
                 self.aside.append(outcome)
-            elif samples[0].patient in self.forgotten:
-                self.aside.append(Rejection(samples[0].source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
             elif isinstance(outcome, HeldBack):
                 self.aside.append(outcome.told())
                 self._hold(holding.add(samples))
@@ -233,10 +244,27 @@ class _Reading:
                 self.aside.append(item)
                 continue
             self.left_out += item.left_out + sum(max(map(len, turn[:2])) > self.params.quality.max_text for turn in item.turns)
+            if not self.forgotten.isdisjoint(self._known_as(item)):
+                self.aside.append(Rejection(item.source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
+                continue
             origin, pictures = fingerprint(item, self.key)
             if not self.known.has_read(origin):
                 origins.append(origin)
                 yield with_pictures(item, pictures)
+
+    def _known_as(self, record: Record) -> frozenset[str]:
+        """The keys that count as a record's patient; a group's are noted."""
+        who = (record.source, record.patient, *record.linked)
+        keys = self.groups.get(who) or frozenset(patient_key(self.salt, record.source, name) for name in who[1:])
+        if record.linked:
+            self.groups[who] = keys
+        return keys
+
+    def tell_groups(self) -> None:
+        """Keep which keys count as one patient: releases and shards from before may know the patient by another of them."""
+        groups = sorted(map(sorted, self.groups.values()))
+        if groups and not self.store.exists(key := f"{LINKED}/{self.name}-{digest(groups)[:16]}.json"):
+            self.store.put_json(key, groups)
 
     def _write(self, full: list[shards.Building]) -> None:
         for building in full:

@@ -47,6 +47,7 @@ class HeldBack(Rejection):
 class Record:
     """Pictures that belong together with what their source says of them; nothing here is checked yet.
 
+    `linked` are other identifiers that count as this patient: who is forgotten by one of them is forgotten.
     `turns` ask about all `images`, `caption` describes the first, and `instruction` turns the first into `target`.
     Openers decode on demand (and raise Unreadable), so a stream of records never holds more than one record's pictures.
     """
@@ -66,3 +67,4 @@ class Record:
     target: Opener | None = None
     labels: dict = field(default_factory=dict)
     left_out: int = 0
+    linked: tuple[str, ...] = ()

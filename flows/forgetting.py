@@ -40,31 +40,39 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     from ray_jobs.params import load_params
 
     store, params = corpus_store(), load_params(get_settings().params_file).corpus
-    intake.remember_to_forget(patient, store)
+    keys = intake.known_as(patient, store)
+    if others := keys - {patient}:
+        on_line(f"patient {patient} counts as one with {', '.join(sorted(others))}: all are forgotten")
+    intake.remember_to_forget(keys, store)
     for source in intake.sources(store):
-        _, count = intake.without_patient(source["name"], patient, params, store)
+        _, count = intake.without_patient(source["name"], keys, params, store)
         if count:
             on_line(f"{source['name']}: {count} shards written anew")
-    if not (_look(patient, store).anything() or seen(patient=patient)["releases"]):
+    if not (_look(keys, store).anything() or _seen(keys)["releases"]):
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
     release = make_release(force=False, on_line=on_line)
-    if _shards(release, patient):
+    if _shards(release, keys):
         raise StillThere(f"{release['tag']} holds patient {patient} still, who is of no source that was added: take the built-in one out of sources.yaml")
     # Another release may have come to its end meanwhile: what counts is what is there now.
-    known, old = seen(patient=patient), _look(patient, store)
+    known, old = _seen(keys), _look(keys, store)
     purged = old.anything() and purge and confirm(sorted(old.released))
     if purged:
-        _purge(old, {found["tag"]: found["splits"] for found in known["releases"]}, store)
-        if left := _look(patient, store).anything():
+        _purge(keys, old, known["releases"], store)
+        if left := _look(keys, store).anything():
             raise StillThere(f"{left} objects and files hold patient {patient} again, which another command wrote meanwhile: run this one again")
-    return {"patient": patient, "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
+    return {"patient": patient, "linked": sorted(others), "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
+
+
+def _seen(patient: set[str]) -> dict:
+    """As `flows.history.seen`, by each of a patient's keys."""
+    found = [seen(patient=key) for key in sorted(patient)]
+    return {kind: [one for told in found for one in told[kind]] for kind in ("releases", "checkpoints", "models")}
 
 
 @dataclass(frozen=True)
 class _Old:
     """What holds a patient: files of releases by tag, hashes of what no release names, the keys of all objects on S3, and files of the clone."""
 
-    patient: str
     released: dict[str, list[dict]]
     unrecorded: set[str]
     keys: list[str]
@@ -78,52 +86,53 @@ class _Old:
         return self.unrecorded | {file["md5"] for files in self.released.values() for file in files}
 
 
-def _look(patient: str, store: ObjectStore) -> _Old:
-    """All that holds a patient now."""
+def _look(patient: set[str], store: ObjectStore) -> _Old:
+    """All that holds a patient now, by any of the patient's keys."""
     released, unrecorded = _released(patient), _unrecorded(patient, store)
     there = {object_key(file["md5"]) for files in released.values() for file in files} | {*map(object_key, unrecorded), *intake.holding(patient, store)}
-    return _Old(patient, released, unrecorded, [key for key in sorted(there) if store.exists(key)], [path for path in CorpusRepo().parquet() if _holds(path, patient)])
+    return _Old(released, unrecorded, [key for key in sorted(there) if store.exists(key)], [path for path in CorpusRepo().parquet() if _holds(path, patient)])
 
 
-def _holds(path: Path, patient: str) -> bool:
+def _holds(path: Path, patient: set[str]) -> bool:
     try:
-        return patient in index.patients(path)
+        return not patient.isdisjoint(index.patients(path))
     except pa.ArrowInvalid:
         return True  # nobody can tell: a process died while it wrote the file
 
 
-def _released(patient: str) -> dict[str, list[dict]]:
+def _released(patient: set[str]) -> dict[str, list[dict]]:
     """Files of releases that hold a patient; of one that was purged of the patient, those that its record gives up."""
     found = {}
     for release in all_releases(corpus_store()):
         purged = release.get("purged", {})
-        gone, shards = purged["files"] if patient in purged.get("patients", {}) else (), _shards(release, patient)
+        gone, shards = purged["files"] if not patient.isdisjoint(purged.get("patients", ())) else (), _shards(release, patient)
         files = [file for file in release["shards"] if file["path"] in gone or _name(file) in shards]
         found |= {release["tag"]: files} if files else {}
     return found
 
 
-def _shards(release: dict, patient: str) -> set[str]:
+def _shards(release: dict, patient: set[str]) -> set[str]:
     """Shards of a release that hold a patient: rows that do not count are bytes as well."""
     table = whole_index(release, uncounted=True)
-    return {*table.filter(pc.equal(table["patient"], patient))["shard"].unique().to_pylist()}
+    return {*table.filter(pc.is_in(table["patient"], pa.array(sorted(patient))))["shard"].unique().to_pylist()}
 
 
 def _name(file: dict) -> str:
     return file["path"].removeprefix("shards/").removesuffix(DATA).removesuffix(".index")
 
 
-def _unrecorded(patient: str, store: ObjectStore) -> set[str]:
+def _unrecorded(patient: set[str], store: ObjectStore) -> set[str]:
     """Hashes of objects with the patient that releases left which came to nothing: no record names them."""
     named, prefix = {file["key"] for release in all_releases(store) for file in release["shards"]}, f"{object_key('').rstrip('/')}/"
     lost = [entry.key for entry in store.list(prefix) if entry.key not in named and not entry.key.endswith(".dir")]
-    return {key.removeprefix(prefix).replace("/", "") for key in lost if (data := store.get(key))[:4] == b"PAR1" and patient in index.patients(data)}
+    return {key.removeprefix(prefix).replace("/", "") for key in lost if (data := store.get(key))[:4] == b"PAR1" and not patient.isdisjoint(index.patients(data))}
 
 
-def _purge(old: _Old, splits: dict[str, list[str]], store: ObjectStore) -> None:
+def _purge(patient: set[str], old: _Old, releases: list[dict], store: ObjectStore) -> None:
     """Delete what is there on S3, and what this machine has of them. Before anything goes, the record of each release says so."""
     for tag, files in old.released.items():
-        _mark(tag, old.patient, splits.get(tag, []), files, store)
+        splits = {key: found["splits"] for found in releases if found["tag"] == tag for key in found["patients"]}
+        _mark(tag, dict.fromkeys(patient, []) | splits, files, store)
     for path in old.here:
         path.unlink(missing_ok=True)
     for path in (get_settings().state_dir / "cache" / "shards").glob("*"):
@@ -133,21 +142,21 @@ def _purge(old: _Old, splits: dict[str, list[str]], store: ObjectStore) -> None:
         store.delete(key)
 
 
-def _mark(tag: str, patient: str, splits: list[str], files: list[dict], store: ObjectStore) -> None:
-    """Write into a release's record which shards are given up, and in which splits it held the patient.
+def _mark(tag: str, splits: dict[str, list[str]], files: list[dict], store: ObjectStore) -> None:
+    """Write into a release's record which shards are given up, and in which splits it held the patient, by key.
 
     Their indexes give way to ones that do not tell of the patient: where the others were can still be traced.
     """
     key = f"releases/{tag.removeprefix('corpus/')}.json"
     record, etag = store.get_json_with_etag(key)
     before = record.get("purged", {"files": [], "patients": {}})
-    told = {file["path"]: _untold(file, patient, store) for file in files if file["path"].endswith(INDEX)}
+    told = {file["path"]: _untold(file, {*splits}, store) for file in files if file["path"].endswith(INDEX)}
     gone = {file["path"] for file in files} - told.keys()
-    purged = {"at": utc_now(), "files": sorted({*before["files"], *gone}), "patients": {patient: splits} | before["patients"]}
+    purged = {"at": utc_now(), "files": sorted({*before["files"], *gone}), "patients": splits | before["patients"]}
     store.put_json(key, record | {"purged": purged, "shards": [told.get(file["path"], file) for file in record["shards"]]}, if_match=etag)
 
 
-def _untold(file: dict, patient: str, store: ObjectStore) -> dict:
+def _untold(file: dict, patient: set[str], store: ObjectStore) -> dict:
     """The file of a release's index, put on S3 without the patient."""
     data = index.without_patient(store.get(file["key"]), patient)
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -1,5 +1,6 @@
 """The house's simplest format: a folder with `records.jsonl`, one picture a line (see docs/data.md)."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -10,9 +11,9 @@ from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
 
-# Names of patients (0) and groups (1), and to which other each belongs.
+# Names of patients (0) and groups (1), and the patients of all that belongs with each, by name.
 _Name = tuple[int, str]
-_Linked = dict[_Name, _Name]
+_Linked = dict[_Name, tuple[str, ...]]
 _FILES = ("records.jsonl", "records.jsonl.gz")
 
 
@@ -39,30 +40,34 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
 
 def _linked(file: Path) -> _Linked:
     """What belongs together by lines that name both a patient and a group: neither may be split."""
-    linked: _Linked = {}
+    firsts: dict[_Name, _Name] = {}
     with suppress(Unreadable):  # the records before the damage are read all the same
         for line in textfiles.lines(file):
             if '"patient"' in line and '"group"' in line:
                 with suppress(*MALFORMED):
-                    first, *others = sorted({_first(name, linked) for name in _names(textfiles.parsed(line))})
-                    linked |= {other: first for other in others}
-    return linked
+                    first, *others = sorted({_first(name, firsts) for name in _names(textfiles.parsed(line))})
+                    firsts |= {other: first for other in others}
+    together = defaultdict(list)
+    for name in sorted({*firsts, *firsts.values()}):
+        together[_first(name, firsts)].append(name)
+    patients = {first: tuple(name for order, name in names if order == 0) for first, names in together.items()}
+    return {name: patients[first] for first, names in together.items() for name in names}
 
 
 def _names(fields: dict) -> list[_Name]:
     return [(order, name) for order, kind in enumerate(("patient", "group")) if (name := identifier(fields.get(kind)))]
 
 
-def _first(name: _Name, linked: _Linked) -> _Name:
-    while name in linked:
-        name = linked[name]
+def _first(name: _Name, firsts: dict[_Name, _Name]) -> _Name:
+    while name in firsts:
+        name = firsts[name]
     return name
 
 
-def _patient(fields: dict, linked: _Linked) -> str | None:
-    """Who is never split: the first patient, by name, of all that belong together."""
+def _patients(fields: dict, linked: _Linked) -> tuple[str, ...]:
+    """Who is never split: the first patient, by name, of all that belong together; and the others."""
     names = _names(fields)
-    return _first(names[0], linked)[1] if names else None
+    return linked.get(names[0], (names[0][1],)) if names else ()
 
 
 def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -> Record | Rejection:
@@ -74,13 +79,15 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
         key = identifier(fields.get("id")) or picture
         questions = fields.get("qa") or []
         spoken = [q for q in questions if (q.get("lang") or "en") in source.languages]
+        patient, *others = _patients(fields, linked) or (key,)
         turns = tuple(t for q in spoken if (t := turn(q.get("question"), q.get("answer"), q.get("answer_type") or "OPEN")))
         said = source.known(**{name: text(fields.get(name)) for name in ("modality", "license", "attribution", "split")})
         return Record(
             id=key,
             where=f"{where} {shown(picture)}",
             images=(PictureFile(root, picture, source.max_pixels),),
-            patient=_patient(fields, linked) or key,
+            patient=patient,
+            linked=tuple(others),
             caption=text(fields.get("caption")),
             turns=turns,
             labels=(fields.get("labels") or {}) | (damaged(fields) if "\ufffd" in line or "\\u" in line else {}),

@@ -34,7 +34,7 @@ class Ward:
         self.folder, self.name, self.count = folder, "ward", 0
         self.record: dict = {}
 
-    def more(self, count: int, copy_of: int | None = None) -> int:
+    def more(self, count: int, copy_of: int | None = None, **said) -> int:
         """Take this many more patients in, the last with the pictures of another and in training; gives the last one's number."""
         with open(self.folder / "records.jsonl", "a") as lines:
             for number in range(self.count, self.count + count):
@@ -43,7 +43,7 @@ class Ward:
                     pixels = np.random.default_rng([number if copied is None else copied, view]).integers(0, 255, (9, 9), dtype=np.uint8)
                     Image.fromarray(pixels).resize((70, 70), Image.Resampling.BICUBIC).save(self.folder / f"{number}-{view}.png")
                     known = {"modality": "CT", "license": "CC0-1.0", "split": ("train", "val", "test")[number % 3] if copied is None else "train"}
-                    lines.write(json.dumps({"id": f"{number}-{view}", "image": f"{number}-{view}.png", "patient": f"Doe {number}", "caption": f"CT image {number} {view}."} | known) + "\n")
+                    lines.write(json.dumps({"id": f"{number}-{view}", "image": f"{number}-{view}.png", "patient": f"Doe {number}", "caption": f"CT image {number} {view}."} | known | said) + "\n")
         self.count += count
         self.take_in()
         return self.count - 1
@@ -246,3 +246,37 @@ def test_a_patient_nobody_knows_is_told_and_kept_aside_all_the_same(ward):
     before = ward.forgotten()
     ward.more(1)
     assert ward.forgotten() == before + 2
+
+
+def named(ward: Ward, patient: str) -> str:
+    return patient_key(salt(), ward.name, patient)
+
+
+def test_who_is_forgotten_as_one_of_a_group_does_not_come_back_with_another(ward):
+    """The group's key, that of the first by name, changes with each patient who comes before."""
+    keys = [named(ward, name) for name in ("Adams", "Baker", "Clark")]
+    ward.more(1, patient="Clark", group="twins")
+    release()
+    ward.more(1, patient="Baker", group="twins")
+    release()
+    assert holding(keys[1]) and holding(keys[2])
+    done = forget(keys[2])
+    assert done["linked"] == [keys[1]] and {r["patients"][0] for r in done["releases"]} == {*keys[1:]}
+    assert not any(map(holding, keys)) and not any(map(held_here, keys))
+    kept = ward.record["samples"]["kept"]
+    ward.more(1, patient="Adams", group="twins")
+    assert not any(map(holding, keys)) and ward.record["samples"]["kept"] <= kept
+    ward.take_in()
+    assert ward.record["how"] == "up to date"
+
+
+def test_one_of_a_group_is_known_by_any_name_also_after_leaving_the_source(ward):
+    before = (ward.folder / "records.jsonl").read_text()
+    ward.more(2, group="family")
+    first, second = (ward.key(ward.count - number) for number in (2, 1))
+    release()
+    (ward.folder / "records.jsonl").write_text(before)
+    ward.take_in()
+    assert holding(first) and not holding(second)
+    done = forget(second)
+    assert done["linked"] == [first] and done["purged"] and not holding(first)

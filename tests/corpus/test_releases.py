@@ -249,9 +249,9 @@ def test_the_data_docs_tell_every_expectation_and_no_patient(taken, tmp_path):
 def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):
     store, key = corpus_store(), patient_key(SALT, "made", "Jane Doe 8")
     picture = record(8).images[0]().tobytes()
-    intake.remember_to_forget(key, store)
-    after, anew = intake.without_patient(taken["name"], key, PARAMS, store)
-    assert anew == 1 and not {s["key"] for s in after["shards"]} & set(intake.holding(key, store))
+    intake.remember_to_forget({key}, store)
+    after, anew = intake.without_patient(taken["name"], {key}, PARAMS, store)
+    assert anew == 1 and not {s["key"] for s in after["shards"]} & set(intake.holding({key}, store))
     assert after["samples"]["kept"] == 238 and key not in live(after)["patient"].to_pylist()
     release.build([entry(after)], tmp_path / "r", PARAMS, store, SALT, print)
     rows = [row for path in (tmp_path / "r" / "shards").rglob("*.parquet") if "index" not in path.name for row in pq.read_table(path).to_pylist()]
@@ -260,7 +260,7 @@ def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):
     again = take_in(taken["name"], map(record, range(120)))
     assert again["reasons"] == {"forgotten": 1} and again["samples"]["kept"] == 238
     assert "Jane" not in str(shards.read_quarantine(store.get(again["quarantine"])))
-    assert intake.without_patient(taken["name"], key, PARAMS, store)[1] == 0
+    assert intake.without_patient(taken["name"], {key}, PARAMS, store)[1] == 0
 
 
 def test_a_source_that_vanished_is_not_emptied_unless_that_is_meant(s3, tmp_path):
