@@ -1,6 +1,6 @@
 """The `corpus` section of params.yaml. The defaults are the `tiny` profile."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -120,6 +120,7 @@ class ShardParams(_Section):
 class ExpectationParams(_Section):
     """What a release as a whole must satisfy."""
 
+    enforced: Literal["all", "safety"] = Field("all", description="whether all must hold, or licences and splits of patients alone, as in a release that forgets a patient")
     modalities: tuple[Modality, ...] = Field(UNIMED_MODALITIES, description="each must be present")
     min_per_modality: int = Field(20, ge=1, description="samples")
     min_per_split: int = Field(20, ge=1, description="samples")

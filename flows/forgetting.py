@@ -26,7 +26,7 @@ class StillThere(RuntimeError):
 
 
 def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_line: Callable[[str], None]) -> dict:
-    """A release without a patient, and on `purge` the old shards gone from S3. `left` are objects that hold the patient afterwards.
+    """A release without a patient, which only its licences and splits can prevent, and on `purge` the old shards gone from S3. `left` are objects that hold the patient afterwards.
 
     Args:
         patient: the patient's key.
@@ -50,7 +50,11 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
             on_line(f"{source['name']}: {count} shards written anew")
     if not (_look(keys, store).anything() or _seen(keys)["releases"]):
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
-    release = make_release(force=False, on_line=on_line)
+    # The patient goes, whatever is wrong with what remains.
+    release = make_release(force=False, on_line=on_line, enforced="safety")
+    checks = release["card"]["expectations"]
+    if broken := checks["of"] - checks["held"]:
+        on_line(f"{release['tag']} breaks {broken} of {checks['of']} expectations, which `unimed data show {release['tag']}` leads to; the next ordinary release must hold them")
     if _shards(release, keys):
         raise StillThere(f"{release['tag']} holds patient {patient} still, who is of no source that was added: take the built-in one out of sources.yaml")
     # Another release may have come to its end meanwhile: what counts is what is there now.

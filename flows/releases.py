@@ -6,14 +6,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from infra.records import digest, source_fingerprint, to_yaml, utc_now
+from infra.records import digest, read_yaml, source_fingerprint, to_yaml, utc_now
 
 
 class ReleaseConflict(RuntimeError):
     """Another release was made at the same moment."""
 
 
-def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 600) -> dict:
+def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 600, enforced: str | None = None) -> dict:
     """Build, check, push and tag what the sources give; the record written last makes it visible.
 
     Killed at any point, or without its store, it leaves no release; run again, it goes on.
@@ -21,6 +21,7 @@ def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 60
     Args:
         force: make one even if nothing changed, and look at all of its shards again.
         wait_s: how long to wait for a release that is being made.
+        enforced: `corpus.expectations.enforced` for this release alone, if not as in params.
 
     Raises:
         LeaseHeld: another release is still being made.
@@ -45,7 +46,7 @@ def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 60
         inputs = _inputs(store, settings, repo.path)
         if not force and (found := _up_to_date(inputs, releases)):
             return found
-        return _release(repo, store, inputs, releases, force, on_line) | {"how": "released"}
+        return _release(repo, store, inputs, releases, force, on_line, enforced) | {"how": "released"}
 
 
 def _inputs(store, settings, code: Path | None = None) -> dict:
@@ -64,12 +65,14 @@ def _up_to_date(inputs: dict, releases: list[dict]) -> dict | None:
     return releases[-1] | {"how": "up to date"} if releases and releases[-1]["inputs_digest"] == inputs["digest"] else None
 
 
-def _release(repo, store, inputs: dict, releases: list[dict], force: bool, on_line: Callable[[str], None]) -> dict:
+def _release(repo, store, inputs: dict, releases: list[dict], force: bool, on_line: Callable[[str], None], enforced: str | None) -> dict:
     from corpus import data_docs
     from infra.store import PreconditionFailed
 
     parent, tag = (releases[-1] if releases else None), _next_tag(releases)
     repo.write("sources.yaml", _yaml(inputs, parent))
+    if enforced:
+        repo.write("params.yaml", _enforcing(enforced, repo.path / "params.yaml"))
     there = {file["key"] for file in parent["shards"]} if parent and "purged" not in parent else set()
     files = _built(repo, set() if force else there, on_line)
     card = repo.read_json("data/release/card.json")
@@ -217,6 +220,13 @@ def _yaml(inputs: dict, parent: dict | None) -> str:
     last = {"last_release": {"tag": parent["tag"], "by_source": parent["card"].get("by_source", {})}} if parent else {}
     decided = {"decisions": inputs["decisions"]} if inputs["decisions"] else {}
     return to_yaml({"sources": inputs["sources"]} | decided | last)
+
+
+def _enforcing(enforced: str, params_file: Path) -> str:
+    """A params.yaml by which these expectations are enforced."""
+    params = read_yaml(params_file)
+    corpus = params.get("corpus", {})
+    return to_yaml(params | {"corpus": corpus | {"expectations": corpus.get("expectations", {}) | {"enforced": enforced}}})
 
 
 def _changed(parent: dict | None, card: dict) -> dict[str, int]:

@@ -7,16 +7,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
-from corpus import intake
+from corpus import expectations, index, intake, quality
+from corpus.params import CorpusParams
 from corpus.patients import patient_key
 from flows import forgetting, history, releases
 from flows.releases import all_releases, make_release
-from infra.corpus_repo import CorpusRepo
+from infra.corpus_repo import CorpusRepo, RepositoryError
 from infra.settings import get_settings
 from infra.store import ObjectStore, corpus_store
 from ray_jobs.ingest import add_source, salt
+from tests.corpus.test_releases import SPLITS, record
 
 
 def quiet(line: str) -> None:
@@ -230,6 +233,31 @@ def during_the_next_reading(monkeypatch, work) -> None:
         return made
 
     monkeypatch.setattr(intake, "_settled", meanwhile)
+
+
+def test_what_a_release_would_be_refused_for_does_not_keep_the_patient(ward, monkeypatch, tmp_path):
+    params = yaml.safe_load(get_settings().params_file.read_text())
+    params["corpus"]["expectations"] = {"min_per_split": 10_000}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.setattr(get_settings(), "params_file", tmp_path / "params.yaml")
+    ward.more(1)
+    with pytest.raises(RepositoryError, match="breaks 1 of"):
+        release()
+    lines: list[str] = []
+    done = forgetting.forget(ward.key(11), True, lambda tags: True, lines.append)
+    assert holding(ward.key(11)) == [] and any(f"{done['release']} breaks 1 of" in line for line in lines)
+    ward.more(1)
+    with pytest.raises(RepositoryError, match="breaks 1 of"):
+        release()
+
+
+@pytest.mark.parametrize("known, column", [({"patient": "one"}, "splits_of_patient"), ({"license": "my own"}, "license")])
+def test_a_licence_or_leak_is_refused_whatever_is_enforced(known, column):
+    samples = [index.row(s) for n in range(2) for s in quality.examine(record(n, split=SPLITS[n + 1]), CorpusParams().quality, b"salt")]
+    table = index.read(index.to_bytes([row | known for row in samples]), "all")
+    params = CorpusParams.model_validate({"expectations": {"enforced": "safety"}})
+    with pytest.raises(expectations.ReleaseRejected, match=column):
+        expectations.require(expectations.validate(table, params))
 
 
 def test_a_patient_of_a_built_in_source_is_told(ward):
