@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,10 @@ from infra.store import MissingObject, ObjectStore, PreconditionFailed
 
 OUT, CACHE = "data/release", ".dvc/cache"
 REMOTE_PREFIX = "dvc"
+# Settings of the user's that would sign what nobody is there to sign for, or run what is meant for other repositories.
+PLAIN = ("commit.gpgsign=false", "tag.gpgsign=false", "core.hooksPath=/dev/null")
+# What of git's environment is the user's and not that of the repository the user is in.
+OF_THE_USER = ("GIT_AUTHOR_", "GIT_COMMITTER_", "GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM")
 
 
 class RepositoryError(RuntimeError):
@@ -83,16 +87,20 @@ class CorpusRepo:
             write_atomic(self.path / name, content)
         write_atomic(self.path / "params.yaml", self.settings.params_file.read_bytes())
         remote = {"url": f"s3://{self.settings.bucket_corpus}/{REMOTE_PREFIX}", "endpointurl": self.settings.s3_endpoint}
-        lines = ["['remote \"s3\"']", *(f"    {key} = {value}" for key, value in remote.items())]
+        # The user's own settings of DVC may name another cache, or have the release's files be links into it.
+        cache = {"dir": "cache", "type": '"reflink,copy"'}
+        lines: list[str] = []
+        for section, values in (("'remote \"s3\"'", remote), ("cache", cache)):
+            lines += [f"[{section}]", *(f"    {key} = {value}" for key, value in values.items())]
         write_atomic(self.path / ".dvc" / "config.local", "\n".join([*lines, ""]).encode())
 
     def _clone(self) -> None:
         """Clone beside the place, then rename: there is no half clone."""
         beside = self.path.with_suffix(".new")
         shutil.rmtree(beside, ignore_errors=True)
-        self._run(["git", "clone", "--quiet", "--no-hardlinks", str(self.settings.repo_dir), str(beside)], cwd=self.settings.repo_dir)
+        self._git("clone", "--quiet", "--no-hardlinks", str(self.settings.repo_dir), str(beside), cwd=self.settings.repo_dir)
         for key, value in (("user.name", "UniMed Ops"), ("user.email", "unimed-ops@localhost")):
-            self._run(["git", "config", key, value], cwd=beside)
+            self._git("config", key, value, cwd=beside)
         os.rename(beside, self.path)
 
     def runs_our_code(self, *packages: str) -> bool:
@@ -196,14 +204,14 @@ class CorpusRepo:
                 if file.read(4) == b"PAR1":
                     yield path
 
-    def _git(self, *arguments: str) -> str:
-        return self._run(["git", *arguments])
+    def _git(self, *arguments: str, cwd: Path | None = None) -> str:
+        return self._run(["git", *(part for setting in PLAIN for part in ("-c", setting)), *arguments], cwd)
 
     def _dvc(self, *arguments: str, on_line: Callable[[str], None] = lambda line: None) -> str:
         return self._run([sys.executable, "-m", "dvc", *arguments], on_line=on_line)
 
     def _run(self, command: list[str], cwd: Path | None = None, on_line: Callable[[str], None] = lambda line: None) -> str:
-        environment = os.environ | self.settings.process_environment()
+        environment = _without_git(os.environ) | self.settings.process_environment()
         # The clone's own code builds the release, by the interpreter that runs us.
         environment |= {"PYTHONPATH": str(cwd or self.path), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -215,6 +223,11 @@ class CorpusRepo:
         if process.wait(timeout=600):
             raise RepositoryError(f"`{' '.join(command[-4:])}` failed in {cwd or self.path}:\n{''.join(lines[-15:])}")
         return "".join(lines)
+
+
+def _without_git(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment that leads git to no repository but the one it is run in."""
+    return {name: value for name, value in environment.items() if not name.startswith("GIT_") or name.startswith(OF_THE_USER)}
 
 
 def object_key(md5: str) -> str:
