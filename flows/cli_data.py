@@ -199,8 +199,13 @@ def data_forget(
     json: Json = False,
 ) -> None:
     """Make a release without a patient, and name everything that saw the patient."""
+    from corpus.patients import is_key, normal, patient_key
+
+    if not normal(patient):
+        raise console.fail("the patient's key or identifier is empty", console.USAGE)
+    if not (source or is_key(patient)):
+        raise console.fail("a patient's key is 20 hex digits, as `unimed data trace` shows it; what a source calls the patient needs --source", console.USAGE)
     console.needs_stack()
-    from corpus.patients import patient_key
     from flows import forgetting, report
     from ray_jobs.ingest import salt
 

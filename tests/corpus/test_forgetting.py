@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from corpus import expectations, index, intake, quality
 from corpus.params import CorpusParams
 from corpus.patients import patient_key
 from flows import forgetting, history, releases
+from flows.cli_data import app
 from flows.releases import all_releases, make_release
 from infra.corpus_repo import CorpusRepo, RepositoryError
 from infra.settings import get_settings
@@ -60,6 +62,10 @@ class Ward:
 
     def key(self, number: int) -> str:
         return patient_key(salt(), self.name, f"Doe {number}")
+
+
+def named(ward: Ward, patient: str) -> str:
+    return patient_key(salt(), ward.name, patient)
 
 
 def release() -> str:
@@ -260,6 +266,22 @@ def test_a_licence_or_leak_is_refused_whatever_is_enforced(known, column):
         expectations.require(expectations.validate(table, params))
 
 
+@pytest.mark.parametrize("given", [["Doe 0"], ["Doe 0", "--source", ""], ["0123456789ABCDEF0123"], [""], [" ", "--source", "ward"]])
+def test_what_is_no_key_is_not_taken_for_one(given):
+    """It would be kept as it stands."""
+    told = CliRunner().invoke(app, ["forget", *given])
+    assert told.exit_code == 2 and "key" in told.output
+
+
+def test_an_identifier_is_known_however_it_is_written(ward, monkeypatch):
+    monkeypatch.setattr("flows.console.needs_stack", lambda: None)
+    ward.more(1, patient="J\u00f6rg  Doe")
+    assert holding(named(ward, "J\u00f6rg Doe"))
+    done = CliRunner().invoke(app, ["forget", " Jo\u0308rg Doe ", "--source", ward.name, "--purge", "--yes"])
+    assert done.exit_code == 0 and holding(named(ward, "J\u00f6rg Doe")) == []
+    assert patient_key(b"salt", "made", "Jane Doe 8") == "796ccb030e77189870c4", "keys stay what they were"
+
+
 def test_a_patient_of_a_built_in_source_is_told(ward):
     built_in = history.trace("unimed-mini/CT-0000-0")["releases"][0]["patients"][0]
     with pytest.raises(forgetting.StillThere, match="sources.yaml"):
@@ -274,10 +296,6 @@ def test_a_patient_nobody_knows_is_told_and_kept_aside_all_the_same(ward):
     before = ward.forgotten()
     ward.more(1)
     assert ward.forgotten() == before + 2
-
-
-def named(ward: Ward, patient: str) -> str:
-    return patient_key(salt(), ward.name, patient)
 
 
 def test_who_is_forgotten_as_one_of_a_group_does_not_come_back_with_another(ward):
