@@ -14,6 +14,7 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from corpus import index, quality, review, shards
 from corpus.fingerprint import fingerprint, with_pictures
@@ -143,6 +144,19 @@ def holding(patient: set[str], store: ObjectStore) -> list[str]:
     # Where a process died between a shard and its index, the shard itself tells.
     tells = {key: beside if (beside := key.removesuffix(DATA) + INDEX) in there else key for key in there if not key.endswith(INDEX)}
     return sorted({name for key, teller in tells.items() if not patient.isdisjoint(index.patients(store.get(teller))) for name in (key, teller)})
+
+
+def records_of(patient: set[str], store: ObjectStore) -> set[int]:
+    """Hashes of the records that were ever taken in of a patient and are nobody else's by now. No source may hold the patient any more."""
+
+    def told(key: str) -> pa.Table:
+        return index.read(store.get(key), "", columns=["patient", "record"])
+
+    current = [shard["index_key"] for source in sources(store) for shard in [*source["shards"], *source.get("held", ())]]
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        old = [table.filter(pc.is_in(table["patient"], pa.array(sorted(patient)))) for table in pool.map(told, [key for key in holding(patient, store) if key.endswith(INDEX)])]
+        found = {record for table in old for record in table["record"].to_pylist()}
+        return found.difference(*(table["record"].to_pylist() for table in pool.map(told, current)))
 
 
 def _settled(store: ObjectStore, params: CorpusParams, name: str, listed: list[dict], stale: dict[str, list[int]], aside: list[Rejection], counts: dict, held: list[dict]) -> dict:

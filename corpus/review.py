@@ -4,7 +4,8 @@ A decision holds for the samples as they were seen: a record that changes afterw
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from corpus.params import ShardParams
 from corpus.record import Rejection
 from corpus.settle import record_of
 from infra.records import digest, utc_now
-from infra.store import MissingObject, ObjectStore, PreconditionFailed
+from infra.store import READ_AT_ONCE, MissingObject, ObjectStore, PreconditionFailed
 
 DECISIONS, PINNED, ADMITTED = "review/decisions", "review/pinned", "review/admitted"
 REJECTED = "rejected-by-reviewer"
@@ -103,6 +104,26 @@ def read(store: ObjectStore, key: str | None) -> Decisions:
     accepted = {name: content for d in made if d["accepted"] for name, content in d["samples"].items()}
     rejected = {name: (content, f"by {d['who']} on {d['when']}: {d['note'] or 'no note'}") for d in made if not d["accepted"] for name, content in d["samples"].items()}
     return Decisions(accepted, rejected)
+
+
+def forget(store: ObjectStore, records: set[int]) -> int:
+    """Delete the decisions on these records, given as hashes; returns how many there were."""
+    found = [key for key, decision in _each(store, DECISIONS) if index.hash64(decision["record"]) in records]
+    for key in found:
+        store.delete(key)
+    return len(found)
+
+
+def unpin(store: ObjectStore, records: set[int]) -> None:
+    """Take the decisions on these records out of what was pinned for releases."""
+    for key, made in _each(store, PINNED):
+        if (stay := [decision for decision in made if index.hash64(decision["record"]) not in records]) != made:
+            store.put_json(key, stay)
+
+
+def _each(store: ObjectStore, prefix: str) -> Iterator[tuple[str, object]]:
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        yield from pool.map(lambda entry: (entry.key, store.get_json(entry.key)), store.list(f"{prefix}/"))
 
 
 def let_in(source: dict, decisions: Decisions, params: ShardParams, store: ObjectStore) -> tuple[dict, set[str], dict[str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus import index, intake
+from corpus import index, intake, review
 from corpus.shards import DATA, INDEX
 from flows.history import seen, whole_index
 from flows.releases import all_releases, make_release
@@ -48,6 +48,9 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
         _, count = intake.without_patient(source["name"], keys, params, store)
         if count:
             on_line(f"{source['name']}: {count} shards written anew")
+    records = intake.records_of(keys, store)
+    if count := review.forget(store, records):
+        on_line(f"{count} decisions on the patient's records deleted")
     if not (_look(keys, store).anything() or _seen(keys)["releases"]):
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
     # The patient goes, whatever is wrong with what remains.
@@ -61,6 +64,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     known, old = _seen(keys), _look(keys, store)
     purged = old.anything() and purge and confirm(sorted(old.released))
     if purged:
+        review.unpin(store, records)
         _purge(keys, old, known["releases"], store)
         if left := _look(keys, store).anything():
             raise StillThere(f"{left} objects and files hold patient {patient} again, which another command wrote meanwhile: run this one again")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from corpus import expectations, index, intake, quality
 from corpus.params import CorpusParams
 from corpus.patients import patient_key
-from flows import forgetting, history, releases
+from flows import forgetting, history, releases, review
 from flows.cli_data import app
 from flows.releases import all_releases, make_release
 from infra.corpus_repo import CorpusRepo, RepositoryError
@@ -326,3 +326,27 @@ def test_one_of_a_group_is_known_by_any_name_also_after_leaving_the_source(ward)
     assert holding(first) and not holding(second)
     done = forget(second)
     assert done["linked"] == [first] and done["purged"] and not holding(first)
+
+
+def test_what_a_person_said_of_the_patient_is_purged_as_well(ward):
+    """But not what was said of a record that was the patient's and is another's by now."""
+    number = ward.more(1)
+    corrected = ward.more(1, patient=f"Doe {number}")
+    lines = (ward.folder / "records.jsonl").read_text().splitlines()
+    release()
+    (ward.folder / "records.jsonl").write_text("\n".join(line.replace(f'"Doe {number}"', f'"Doe {corrected}"') if f'"{corrected}-' in line else line for line in lines) + "\n")
+    ward.take_in()
+    release()
+    for record_id, accept in ((f"{number}-0", True), (f"{number}-1", False), (f"{corrected}-0", False)):
+        desk = review.Review()
+        desk.decide(desk.case(f"{ward.name}/{record_id}"), accept, "anna", f"about {record_id}", False)
+    release()
+    assert len(saying(f"about {number}-")) > 2
+    forget(ward.key(number))
+    assert saying(f"about {number}-") == [] and len(saying(f"about {corrected}-0")) > 1
+    assert make_release(force=False, on_line=quiet)["how"] == "up to date"
+
+
+def saying(words: str) -> list[str]:
+    """Keys of the decisions and pins that say this."""
+    return [entry.key for entry in corpus_store().list("review/") if words.encode() in corpus_store().get(entry.key)]
