@@ -42,7 +42,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     store, params = corpus_store(), load_params(get_settings().params_file).corpus
     keys = intake.known_as(patient, store)
     if others := keys - {patient}:
-        on_line(f"patient {patient} counts as one with {', '.join(sorted(others))}: all are forgotten")
+        on_line(f"patient {patient} counts as one with {len(others)} others of a group: all are forgotten")
     intake.remember_to_forget(keys, store)
     for source in intake.sources(store):
         _, count = intake.without_patient(source["name"], keys, params, store)
@@ -51,7 +51,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     records = intake.records_of(keys, store)
     if count := review.forget(store, records):
         on_line(f"{count} decisions on the patient's records deleted")
-    if not (_look(keys, store).anything() or _seen(keys)["releases"]):
+    if not (records or _seen(keys)["releases"] or _look(keys, store).anything()):
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
     # The patient goes, whatever is wrong with what remains.
     release = make_release(force=False, on_line=on_line, enforced="safety")
