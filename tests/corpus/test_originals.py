@@ -82,7 +82,7 @@ def test_nothing_hides_in_a_chunk_of_known_size(end):
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 16])
 def test_a_png_of_other_depths_is_coded_anew(depth):
-    rows = (b"\0" + bytes(64 * (3 if depth == 16 else 1) * depth // 8)) * 64
+    rows = (b"\0" + b"\xff" * (64 * (3 if depth == 16 else 1) * depth // 8)) * 64
     header = (64).to_bytes(4, "big") * 2 + bytes((depth, 2 if depth == 16 else 0, 0, 0, 0))
     picture = PictureBytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""), 10**6)()
     assert picture.mode == {1: "1", 16: "RGB"}.get(depth, "L") and originals.of(picture) is None
