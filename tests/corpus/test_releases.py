@@ -16,6 +16,7 @@ from corpus.readers.pictures import PictureBytes
 from corpus.record import Record
 from corpus.sample import Turn
 from flows.releases import make_release
+from flows.sources import remove
 from infra.store import corpus_store
 from ray_jobs.ingest import EmptySource, add_source
 
@@ -175,8 +176,10 @@ def test_what_is_damaged_in_the_store_ends_the_release_by_name(taken, tmp_path, 
     store.put(key, damaged(whole))
     with pytest.raises(ValueError, match=told) as refused:
         release.build([entry(taken)], tmp_path / "r", PARAMS, store, SALT, print)
-    assert key in str(refused.value) and f"unimed data remove {taken['name']}" in str(refused.value)
-    store.put(key, whole)
+    assert f"delete it, `unimed data remove {taken['name']}` and add the source again" in str(refused.value) and key in str(refused.value)
+    store.delete(key)
+    remove(taken["name"])
+    assert take_in(taken["name"], map(record, range(120)))["shards"] == taken["shards"] and store.get(key) == whole
 
 
 def test_what_was_cut_short_in_the_folder_comes_again_and_so_does_an_index_that_is_another(taken, tmp_path):
