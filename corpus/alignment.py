@@ -119,7 +119,7 @@ def _scored(shard: str, key: str, scorer: Scorer, store: ObjectStore) -> np.ndar
     if store.exists(kept):
         return np.load(io.BytesIO(store.get(kept)), allow_pickle=False)
     data = store.get(key)
-    values = np.full((pq.ParquetFile(io.BytesIO(data)).metadata.num_rows, 2), np.nan, dtype=np.float32)
+    values = np.full((pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows, 2), np.nan, dtype=np.float32)
     if pairs := list(pairs_of(data)):
         values[[row for row, _ in pairs]] = scorer.score([sample for _, sample in pairs])
     buffer = io.BytesIO()

@@ -218,7 +218,8 @@ class _Group:
         return self._small[number] | {PICTURES: self._pictures[number].as_py()}
 
 
-_MEND = "`unimed data verify` checks the release, `dvc push` from a good copy mends it"
+# DVC sends nothing where there is something.
+_MEND = "`unimed data verify` checks the release; where a good copy is, delete what is damaged on S3 and `dvc push`"
 
 
 def _is_whole(file: dict, data: bytes) -> bool:

@@ -101,11 +101,11 @@ def _look(patient: set[str], store: ObjectStore) -> _Old:
     return _Old(released, unrecorded, [key for key in sorted(there) if store.exists(key)], [path for path in CorpusRepo().parquet() if _holds(path, patient)])
 
 
-def _holds(path: Path, patient: set[str]) -> bool:
+def _holds(file: Path | bytes, patient: set[str]) -> bool:
     try:
-        return not patient.isdisjoint(index.patients(path))
+        return not patient.isdisjoint(index.patients(file))
     except pa.ArrowInvalid:
-        return True  # nobody can tell: a process died while it wrote the file
+        return True  # nobody can tell: a process died while it wrote the file, or it was damaged since
 
 
 def _released(patient: set[str]) -> dict[str, list[dict]]:
@@ -133,7 +133,7 @@ def _unrecorded(patient: set[str], store: ObjectStore) -> set[str]:
     """Hashes of objects with the patient that releases left which came to nothing: no record names them."""
     named, prefix = {file["key"] for release in all_releases(store) for file in release["shards"]}, f"{object_key('').rstrip('/')}/"
     lost = [entry.key for entry in store.list(prefix) if entry.key not in named and not entry.key.endswith(".dir")]
-    return {key.removeprefix(prefix).replace("/", "") for key in lost if (data := store.get(key))[:4] == b"PAR1" and not patient.isdisjoint(index.patients(data))}
+    return {key.removeprefix(prefix).replace("/", "") for key in lost if (data := store.get(key))[:4] == b"PAR1" and _holds(data, patient)}
 
 
 def _purge(patient: set[str], old: _Old, releases: list[dict], store: ObjectStore) -> None:

@@ -24,8 +24,8 @@ _OF_PATIENTS = ("dicom", "nifti")
 _PATIENTS_FILE = re.compile(r"\.(dcm|dicom|ima|nii|hdr|img|mgz|mgh|mha|mhd|nrrd|nhdr|mnc|par|rec)(\.(gz|zip|bz2))?$", re.IGNORECASE)
 # A patient's scans are often sent as one.
 _ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar(\.\w+)?)$", re.IGNORECASE)
-# In the name of a folder of scans that is called after what it holds, not after a patient; words of modalities, splits and body parts are, too.
-_OF_SCANS = re.compile(r"dicom|dcm|nifti|(^|[^a-z])nii([^a-z]|$)|volume|scan|image|picture|stud(y|ies)|series|patients|data|files")
+# In the name of a folder of scans that is called after what it holds, not after a patient; words of modalities, splits and body parts are, too, and BIDS's numbers for people.
+_OF_SCANS = re.compile(r"^sub-|dicom|dcm|nifti|(^|[^a-z])nii([^a-z]|$)|volume|scan|image|picture|stud(y|ies)|series|patients|data|files")
 _BODY = {word for parts in anatomy.BODY_PARTS.items() for part in parts for word in part.casefold().split()} - {"and"}
 # The file of a medium, such as a hospital hands to a patient.
 _MEDIUM = "dicomdir"

@@ -61,7 +61,7 @@ def test_auto_reads_each_file_of_a_mixed_folder_once(mixed):
         assert all(opener().size for opener in record.images)
 
 
-@pytest.mark.parametrize("folder, kept", [("dicom", True), ("CT", True), ("test", True), ("brain-scans_2", True), ("Head", True), ("Smith_John", False), ("Mr Smith", False)])
+@pytest.mark.parametrize("folder, kept", [("dicom", True), ("CT", True), ("test", True), ("brain-scans_2", True), ("Head", True), ("sub-01", True), ("Smith_John", False), ("Mr Smith", False)])
 def test_a_class_of_pictures_beside_scans_is_one_where_folders_are_not_of_patients(tmp_path, folder, kept):
     (tmp_path / folder).mkdir()
     save(dataset(np.zeros((64, 64), np.uint8)), tmp_path / folder / "a.dcm")
