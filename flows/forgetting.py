@@ -104,8 +104,9 @@ def _look(patient: set[str], store: ObjectStore) -> _Old:
 def _holds(file: Path | bytes, patient: set[str]) -> bool:
     try:
         return not patient.isdisjoint(index.patients(file))
-    except pa.ArrowInvalid:
-        return True  # nobody can tell: a process died while it wrote the file, or it was damaged since
+    except (pa.ArrowException, OSError):
+        # Nobody can tell what is in it: a process died while it wrote the file, or it was damaged since.
+        return isinstance(file, bytes) or file.exists()
 
 
 def _released(patient: set[str]) -> dict[str, list[dict]]:
