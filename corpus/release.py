@@ -122,7 +122,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     write_json_atomic(out / VALIDATION, report)
     expectations.require(report)
-    on_step(f"{len(kept)} samples kept, {len(late)} kept aside across sources, {len(checked.doubts)} for a person to look at; {len(report['results'])} expectations hold")
+    on_step(f"{len(kept)} samples kept, {len(late)} kept aside across sources, {len(checked.doubts)} for a person to look at; {sum(r['success'] for r in report['results'])} of {len(report['results'])} expectations hold")
     used = set(kept["shard"].unique().to_pylist())
     _lay_out(out, [part for part in parts if part.name in used], store)
     write_json_atomic(out / REMOVED, _removed(parts, kept, table.filter(pa.array(~checked.kept))))

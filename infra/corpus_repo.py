@@ -197,6 +197,11 @@ class CorpusRepo:
     def _cached(self, md5: str) -> Path:
         return self.path / CACHE / "files" / "md5" / md5[:2] / md5[2:]
 
+    def discard(self, md5s: Iterable[str]) -> None:
+        """Delete files of these hashes from DVC's cache in the clone."""
+        for md5 in md5s:
+            self._cached(md5).unlink(missing_ok=True)
+
     def parquet(self) -> Iterator[Path]:
         """Parquet files of the release folder and of DVC's cache, whichever release they were built for."""
         for path in (path for folder in (OUT, CACHE) for path in (self.path / folder).rglob("*") if path.is_file()):
