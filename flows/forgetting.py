@@ -51,7 +51,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     records = intake.records_of(keys, store)
     if count := review.forget(store, records):
         on_line(f"{count} decisions on the patient's records deleted")
-    if not (records or _seen(keys)["releases"] or _look(keys, store).anything()):
+    if not (records or seen(patient=keys)["releases"] or _look(keys, store).anything()):
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
     # The patient goes, whatever is wrong with what remains.
     release = make_release(force=False, on_line=on_line, enforced="safety")
@@ -61,7 +61,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     if _shards(release, keys):
         raise StillThere(f"{release['tag']} holds patient {patient} still, who is of no source that was added: take the built-in one out of sources.yaml")
     # Another release may have come to its end meanwhile: what counts is what is there now.
-    known, old = _seen(keys), _look(keys, store)
+    known, old = seen(patient=keys), _look(keys, store)
     purged = old.anything() and purge and confirm(sorted(old.released))
     if purged:
         review.unpin(store, records)
@@ -69,12 +69,6 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
         if left := _look(keys, store).anything():
             raise StillThere(f"{left} objects and files hold patient {patient} again, which another command wrote meanwhile: run this one again")
     return {"patient": patient, "linked": sorted(others), "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
-
-
-def _seen(patient: set[str]) -> dict:
-    """As `flows.history.seen`, by each of a patient's keys."""
-    found = [seen(patient=key) for key in sorted(patient)]
-    return {kind: [one for told in found for one in told[kind]] for kind in ("releases", "checkpoints", "models")}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Where a sample or a patient has been: releases, stage checkpoints and models."""
 
+from collections.abc import Set
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,32 +29,33 @@ def trace(sample: str | None = None, patient: str | None = None) -> dict:
     Raises:
         LookupError: no release holds it.
     """
-    found = seen(sample, patient)
+    found = seen(sample, {patient} if patient else frozenset())
     if not found["releases"]:
         raise LookupError(f"no release holds {sample or f'patient {patient}'}; sample ids and patient keys are those of the shards")
     return found
 
 
-def seen(sample: str | None = None, patient: str | None = None) -> dict:
-    """As `trace`; of what no release holds, nothing."""
+def seen(sample: str | None = None, patient: Set[str] = frozenset()) -> dict:
+    """As `trace`, of a patient by all the patient's keys; of what no release holds, nothing."""
     releases = [found for release in all_releases(corpus_store()) if (found := _found(release, sample, patient))]
     tags = {found["tag"]: found["splits"] for found in releases}
     return {"releases": releases, "checkpoints": _checkpoints(tags), "models": _models(tags)}
 
 
-def _found(release: dict, sample: str | None, patient: str | None) -> dict | None:
+def _found(release: dict, sample: str | None, patient: Set[str]) -> dict | None:
     table = whole_index(release).select(["id", "record", "patient", "split", "shard"])
-    meant = pc.equal(table["patient"], patient) if patient else pc.or_(pc.equal(table["id"], sample), pc.equal(table["record"], pa.scalar(index.hash64(sample), pa.uint64())))
+    meant = pc.is_in(table["patient"], pa.array(sorted(patient))) if patient else pc.or_(pc.equal(table["id"], sample), pc.equal(table["record"], pa.scalar(index.hash64(sample), pa.uint64())))
     rows = table.filter(meant).to_pylist()
     # Of a patient who was purged, the release's record tells.
-    splits = {row["split"] for row in rows} | {*release.get("purged", {}).get("patients", {}).get(patient, ())}
+    purged = {key: splits for key, splits in release.get("purged", {}).get("patients", {}).items() if key in patient}
+    splits = {row["split"] for row in rows}.union(*purged.values())
     if not splits:
         return None
     return {
         "tag": release["tag"],
         "samples": sorted(row["id"] for row in rows),
         "splits": sorted(splits),
-        "patients": sorted({patient} if patient else {row["patient"] for row in rows}),
+        "patients": sorted({row["patient"] for row in rows} | purged.keys()),
         "shards": sorted({row["shard"] for row in rows}),
     }
 
