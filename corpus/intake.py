@@ -258,7 +258,8 @@ class _Reading:
                 self.aside.append(item)
                 continue
             self.left_out += item.left_out + sum(max(map(len, turn[:2])) > self.params.quality.max_text for turn in item.turns)
-            if not self.forgotten.isdisjoint(self._known_as(item)):
+            # A key takes as long as a small picture's hash, so it is made where somebody asks.
+            if (self.forgotten or item.linked) and not self.forgotten.isdisjoint(self._known_as(item)):
                 self.aside.append(Rejection(item.source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
                 continue
             origin, pictures = fingerprint(item, self.key)
@@ -359,13 +360,25 @@ def _publish(store: ObjectStore, record: dict, before: dict, etag: str | None) -
     same = {**there, "origins": None} == {**record, "origins": None}
     try:
         store.put_json(f"intake/{record['name']}.json", record | {"added_at": utc_now()}, **({"if_match": etag} if etag else {"if_absent": True}))
-    except PreconditionFailed:
+    except (PreconditionFailed, MissingObject):
         raise _conflict(record["name"]) from None
     return record | {"how": "up to date" if same else "replaced" if before else "added"}
 
 
 def _conflict(name: str) -> SourceConflict:
     return SourceConflict(f"source {name!r} was changed, or a patient forgotten, by another command while this one was under way; run this one again")
+
+
+def find(name: str, store: ObjectStore) -> dict:
+    """The record of a source. Raises LookupError: none of this name was added."""
+    if not (found := _current(store, name)[0]):
+        raise LookupError(f"no source {name} was added; `unimed data list` names those that were, and sources.yaml lists those that are built in")
+    return found
+
+
+def remove(name: str, store: ObjectStore) -> None:
+    """Delete the record that makes a source one. Its shards stay: a release under way may need them, and the source may be added again."""
+    store.delete(f"intake/{name}.json")
 
 
 def sources(store: ObjectStore) -> list[dict]:

@@ -91,9 +91,9 @@ class ReleaseReader:
 
         Where a shard was written anew since, as one with a forgotten patient is, what its samples are tells.
         """
-        before = [_name(file["path"], DATA) for file in earlier["shards"] if not file["path"].endswith(INDEX)]
-        known = np.isin(self.shards, before)[self.index.shard] if self.shards else np.zeros(0, dtype=bool)
-        anew, gone = [name for name in self.shards if name not in set(before)], [name for name in before if name not in set(self.shards)]
+        before = {_name(file["path"], DATA) for file in earlier["shards"] if not file["path"].endswith(INDEX)}
+        known = np.array([name in before for name in self.shards] or [False])[self.index.shard]
+        anew, gone = [name for name in self.shards if name not in before], sorted(before.difference(self.shards))
         if anew and gone:
             now, then = (_columns(release, names, self.cache, ["content"])["content"] for release, names in ((self._release, anew), (earlier, gone)))
             known[~known] = pc.is_in(now, value_set=then.combine_chunks().drop_null()).to_numpy()

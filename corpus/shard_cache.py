@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus.shards import DATA, content_name
+from corpus.shards import content_name, content_of
 from infra.outage import patiently
 from infra.records import replacing, write_atomic
 from infra.store import MissingObject, ObjectStore
@@ -224,9 +224,8 @@ _MEND = "`unimed data verify` checks the release; where a good copy is, delete w
 
 def _is_whole(file: dict, data: bytes) -> bool:
     """Whether this is the file that was released. A shard's name tells as well as its MD5, and SHA-256 takes less than half of the time."""
-    path = PurePosixPath(file["path"])
-    if path.suffixes == [DATA]:
-        return content_name(data) == path.stem
+    if name := content_of(file["path"]):
+        return content_name(data) == name
     return hashlib.md5(data, usedforsecurity=False).hexdigest() == file["md5"]
 
 

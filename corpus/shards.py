@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,6 +105,12 @@ def make(source: str, samples: Iterable[tuple[Sample, int]], params: ShardParams
 def content_name(data: bytes) -> str:
     """What a shard of this content is called within the folder of its source."""
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def content_of(path: str) -> str | None:
+    """The content name that the path of a shard carries; None of any other file, an index among them."""
+    place = PurePosixPath(path)
+    return place.stem if place.suffixes == [DATA] else None
 
 
 def _folder(source: str) -> str:

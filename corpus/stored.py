@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 
 from corpus import index
-from corpus.shards import DATA, content_name
+from corpus.shards import DATA, content_name, content_of
 from infra.store import ObjectStore
 
 
@@ -44,8 +43,8 @@ def readable(key: str, store: ObjectStore) -> Iterator[None]:
 
 def as_named(path: str, found: bytes) -> bool:
     """Whether the bytes of a shard are those it is named by; its index is not named by its own."""
-    place = PurePosixPath(path)
-    return place.suffixes != [DATA] or content_name(found) == place.stem
+    name = content_of(path)
+    return name is None or content_name(found) == name
 
 
 def _mend(key: str) -> str:

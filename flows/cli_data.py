@@ -69,12 +69,13 @@ def data_remove(
 ) -> None:
     """Take a source out: the next release is without it. Releases that were made keep what they hold."""
     console.needs_stack()
-    from flows.sources import find_source, remove
+    from corpus import intake
+    from infra.store import corpus_store
 
-    source = _found(lambda: find_source(name))
+    source = _found(lambda: intake.find(name, corpus_store()))
     if not yes:
         typer.confirm(f"{name}, {source['samples']['kept']} samples, will be in no later release. Remove it?", abort=True, err=True)
-    remove(name)
+    intake.remove(name, corpus_store())
     console.show(source, json, lambda: f"{name} removed: {source['samples']['kept']} samples less in the next release; `unimed data add` brings it back")
 
 

@@ -110,12 +110,12 @@ class StageRun:
     def _after(self, step: int, stop: bool) -> None:
         """What is due after a step: a log line, a validation, a checkpoint, which is also the last thing before a stop."""
         last = step >= self.stage.steps
-        told = step % self.training.log_every == 0 or last
-        if told:
+        logged = step % self.training.log_every == 0 or last
+        if logged:
             self._log(step)
         if self.stage.evaluate_every and (step % self.stage.evaluate_every == 0 or last):
             self._validate(step)
-        if self.progress.done and not told:
+        if self.progress.done and not logged:
             self._log(step)
         self.progress.done = self.progress.done or last
         # A checkpoint to go back to is one of a good step.

@@ -16,7 +16,6 @@ from corpus.readers.pictures import PictureBytes
 from corpus.record import Record
 from corpus.sample import Turn
 from flows.releases import make_release
-from flows.sources import remove
 from infra.store import corpus_store
 from ray_jobs.ingest import EmptySource, add_source
 
@@ -169,6 +168,19 @@ def damaged(data: bytes) -> bytes:
     return data[:-9] + bytes(9)
 
 
+def test_a_source_that_is_removed_while_it_is_read_is_told(s3):
+    def until_removed():
+        yield record(0)
+        intake.remove("fleeting", corpus_store())
+        yield record(1)
+
+    intake.add("fleeting", [record(0)], PARAMS, corpus_store(), SALT)
+    with pytest.raises(intake.SourceConflict, match="run this one again"):
+        intake.add("fleeting", until_removed(), PARAMS, corpus_store(), SALT)
+    assert intake.add("fleeting", [record(0), record(1)], PARAMS, corpus_store(), SALT)["how"] == "added"
+    intake.remove("fleeting", corpus_store())
+
+
 @pytest.mark.parametrize("which, told", [("key", "its name is of other content"), ("index_key", "magic bytes")])
 def test_what_is_damaged_in_the_store_ends_the_release_by_name(taken, tmp_path, which, told):
     store, key = corpus_store(), taken["shards"][0][which]
@@ -178,7 +190,7 @@ def test_what_is_damaged_in_the_store_ends_the_release_by_name(taken, tmp_path, 
         release.build([entry(taken)], tmp_path / "r", PARAMS, store, SALT, print)
     assert f"delete it, `unimed data remove {taken['name']}` and add the source again" in str(refused.value) and key in str(refused.value)
     store.delete(key)
-    remove(taken["name"])
+    intake.remove(taken["name"], corpus_store())
     assert take_in(taken["name"], map(record, range(120)))["shards"] == taken["shards"] and store.get(key) == whole
 
 
