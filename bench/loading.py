@@ -24,17 +24,21 @@ BARE = "decode + resize loop in memory"
 
 
 def loading(folder: Path, count: int, repeats: int, peers: bool) -> list[Row]:
-    """The loader beside the bare loop, and beside each peer that is installed."""
+    """The loader beside the bare loop, and beside each peer that is installed and does not fail."""
     field = _Field(folder, count)
-    found = field.prepare() if peers else []
-    names = ["ours", "bare", *found]
-    rates = {name: [] for name in names}
+    rates: dict[str, list[float]] = {"ours": [], "bare": []} | {name: [] for name in (field.prepare() if peers else [])}
     for _ in range(repeats):
-        for name in names:
-            rates[name].append(field.rate(name))
+        for name in list(rates):
+            try:
+                rates[name].append(field.rate(name))
+            except RuntimeError as error:
+                if name not in PEERS:
+                    raise
+                print(f"{name} failed and is left out: {error}", file=sys.stderr)
+                del rates[name]
     middle = {name: statistics.median(of) for name, of in rates.items()}
-    row = f"loader, {count:,} samples, {RANKS} workers"
-    return [Row(row, middle["ours"], "samples/s", BARE, middle["bare"], goal=0.9), *(Row(row, middle["ours"], "samples/s", name, middle[name], goal=1.0) for name in found)]
+    row, mine, bare = f"loader, {count:,} samples, {RANKS} workers", middle.pop("ours"), middle.pop("bare")
+    return [Row(row, mine, "samples/s", BARE, bare, goal=0.9), *(Row(row, mine, "samples/s", name, rate, goal=1.0) for name, rate in middle.items())]
 
 
 class _Field:
