@@ -124,7 +124,7 @@ def plan(
     params, hardware = load_params(find_profile(profile)), Hardware(gpus, memory_gb, peak_tflops, mfu)
     found = [plan_stage(params.model, stage, params.training, hardware) for stage in params.curriculum]
     begun = [params.begins_with(start) for start in starts(params.curriculum, BOOTSTRAP)]
-    console.show([p.to_json() | {"start": start} for p, start in zip(found, begun)], json, lambda: plans(found, begun, hardware))
+    console.show([p.to_json() | {"start": start} for p, start in zip(found, begun)], json, lambda: plans(found, begun, hardware, params.training))
     raise typer.Exit(console.DONE if all(p.fits for p in found) else console.REFUSED)
 
 

@@ -1,5 +1,7 @@
 """Results as text for people."""
 
+from math import ceil
+
 from flows.console import table
 
 
@@ -26,11 +28,14 @@ def evaluation(report: dict) -> str:
     return head + table(["benchmark", "slice", "score", "95 % interval", "n"], rows) + f"\n\nprobe of drawings: {probe['accuracy']:.1%} on {probe['held_out']} held-out pictures"
 
 
-def plans(found: list, begun: list[str], hardware) -> str:
+def plans(found: list, begun: list[str], hardware, training) -> str:
     """The stages' plans side by side, and what each begins with."""
-    gib = 1024**3
+    gib, streams = 1024**3, hardware.gpus * ceil(training.streams / hardware.gpus)
     parts = [[part, f"{count:,}"] for part, count in found[0].parameters.items()]
-    lines = [f"{found[0].profile} on {hardware.gpus} GPUs of {hardware.memory_gb:g} GB, {hardware.peak_tflops:g} TFLOP/s at an MFU of {hardware.mfu:.0%}", found[0].how, ""]
+    lines = [f"{found[0].profile} on {hardware.gpus} GPUs of {hardware.memory_gb:g} GB, {hardware.peak_tflops:g} TFLOP/s at an MFU of {hardware.mfu:.0%}", found[0].how]
+    if (hardware.gpus, streams) != (training.workers, training.streams):
+        lines += [f"its training has workers: {training.workers} and streams: {training.streams}; for so many GPUs, set them to {hardware.gpus} and {streams}"]
+    lines += [""]
     lines += [table(["parameters", ""], [*parts, ["all", f"{sum(found[0].parameters.values()):,}"]]), ""]
     names = list(found[0].memory)
     rows = [[name, *(f"{p.memory[name] / gib:.1f}" for p in found)] for name in names]

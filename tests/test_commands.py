@@ -31,6 +31,12 @@ def test_plan_says_what_stages_begin_with():
     assert "VAE trained first" in run("flows.cli", "plan", "--profile", "tiny").stdout
 
 
+@pytest.mark.parametrize("gpus, told", [("2", ""), ("3", "set them to 3 and 3")])
+def test_plan_says_what_other_gpus_ask_of_the_profile(gpus, told):
+    said = run("flows.cli", "plan", "--profile", "tiny", "--gpus", gpus).stdout
+    assert told in said and bool(told) == ("set them to" in said)
+
+
 def test_plan_names_the_profiles_there_are():
     done = run("flows.cli", "plan", "--profile", "absent")
     assert done.returncode == 1 and "unimedvl-14b" in done.stderr
