@@ -85,12 +85,7 @@ def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejec
             turns=(turn,) if turn else (),
             labels={"questions": [facts | kept(row, *_SLICES)] if turn else []} | damaged(*(turn or ())),
             left_out=0 if turn else 1,
-            **source.known(modality=modality(row.get("modality")), attribution=ATTRIBUTION, split=_split(row, file) or source.split or "test"),
+            **source.known(modality=modality(row.get("modality")), attribution=ATTRIBUTION, split=vocabulary.split(row.get("split")) or tree.split(file, source) or source.split or "test"),
         )
     except MALFORMED as error:
         return malformed(source, place, error)
-
-
-def _split(row: dict, file: Path) -> str | None:
-    named = (row.get("split"), *re.split(r"[-_.]", file.name))
-    return next((split for name in named if (split := vocabulary.split(name))), None)

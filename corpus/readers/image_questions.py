@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from corpus import vocabulary
-from corpus.readers import parquet
+from corpus.readers import parquet, tree
 from corpus.readers.fields import NotARecord, damaged, malformed, turn
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
@@ -28,7 +27,7 @@ def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rej
     """A record a picture, with all its questions.
 
     The file is read twice: for the questions of each picture, then for the pictures, so that only words are held.
-    A picture is known by the hash of its encoded bytes. The split is the first word of the file's name.
+    A picture is known by the hash of its encoded bytes. The split is that of the file's name or folder.
 
     Raises:
         MissingColumn: image, question or answer is not there.
@@ -40,11 +39,10 @@ def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rej
             asked.setdefault(key, []).append(question)
         except NotARecord as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
-    split = vocabulary.split(re.split(r"[-_.]", file.name)[0])
     for number, row in enumerate(parquet.rows(file, ["image"])):
         turns = asked.pop(_key(row["image"]), None) if _data(row["image"]) else None
         if turns is not None:
-            yield _record(row["image"], turns, f"{source.place(file)}:{number}", file, source, said | {"split": split})
+            yield _record(row["image"], turns, f"{source.place(file)}:{number}", file, source, said | {"split": tree.split(file, source)})
 
 
 def _data(cell: object) -> object:

@@ -1,9 +1,11 @@
 """The files of a source, in a fixed order and never outside its folder."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from corpus import vocabulary
 from corpus.readers.pictures import SUFFIXES
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -70,6 +72,12 @@ def read_each(source: Source, recognises: Callable[[Path], bool], read_file: Rea
                 yield Rejection(source.name, source.place(file), error.reason, str(error))
     if not found:
         raise nothing(source, wanted)
+
+
+def split(file: Path, source: Source) -> str | None:
+    """The split that a word of the file's name tells, or else a folder of the source: test-00000-of-00001.parquet, default/test/0000.parquet."""
+    *folders, name = Path(source.place(file)).parts
+    return next((split for word in (*re.split("[-_.]", name), *reversed(folders)) if (split := vocabulary.split(word))), None)
 
 
 def nothing(source: Source, wanted: str) -> FileNotFoundError:

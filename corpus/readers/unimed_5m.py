@@ -4,6 +4,7 @@ Any other Parquet table of pictures with text is read in the same way when its c
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from corpus.readers import parquet, textfiles, tree, unimedvl
@@ -32,7 +33,7 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
     names = _names(file, source)
-    root = source.image_root or file.parent
+    root, source = source.image_root or file.parent, replace(source, split=source.split or tree.split(file, source))
     for number, found in enumerate(parquet.rows(file, list(dict.fromkeys(names.values())))):
         where = f"{source.place(file)}:{number}"
         try:

@@ -1,6 +1,7 @@
 """UniMedVL's training jsonl: a conversation a line, with the paths of its input and output pictures."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from corpus.readers import textfiles, tree, unimedvl
@@ -26,7 +27,7 @@ def _is_named(path: Path) -> bool:
 
 
 def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
-    root = source.image_root or file.parent
+    root, source = source.image_root or file.parent, replace(source, split=source.split or tree.split(file, source))
     for number, line in enumerate(textfiles.lines(file), start=1):
         if line.strip():
             where = f"{source.place(file)}:{number}"

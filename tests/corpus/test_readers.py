@@ -139,6 +139,21 @@ def test_parquet_of_image_question_and_answer(tmp_path, format, folder):
     assert records[0].license == ("CC0-1.0" if format == "vqa-rad" else None)
 
 
+@pytest.mark.parametrize("place", ["default/test/0000.parquet", "default/vqa-rad-test.parquet", "test-00000-of-00001.parquet"])
+@pytest.mark.parametrize("format", ["vqa-rad", "path-vqa", "unimed-5m"])
+def test_the_split_of_a_parquet_file_is_that_of_its_name_or_folder(tmp_path, format, place):
+    layouts.image_questions(tmp_path / place)
+    records, aside = read(tmp_path, format, columns={"input_img": "image"})
+    assert not aside and {r.split for r in records} == {"test"}
+
+
+def test_the_split_of_a_jsonl_is_what_rows_or_people_say_or_else_its_name(tmp_path):
+    row = {"message": layouts.talk("What?", "This.")}
+    file = layouts.jsonl([row, row | {"split": "val"}], tmp_path / "test.jsonl")
+    assert [r.split for r in read(file, "unimedvl-jsonl")[0]] == ["test", "val"]
+    assert [r.split for r in read(file, "unimedvl-jsonl", split="train")[0]] == ["train", "val"]
+
+
 def test_omni_med_vqa(tmp_path):
     layouts.omni(tmp_path)
     (first, second), aside = read(tmp_path, "omni-med-vqa", license="CC-BY-4.0")
