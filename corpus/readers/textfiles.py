@@ -1,5 +1,6 @@
 """Text files as they are met: gzipped or not, with a byte order mark, not always UTF-8."""
 
+import codecs
 import gzip
 import json
 import re
@@ -15,6 +16,7 @@ from corpus.record import Unreadable
 # What a file is known by: so many characters of it, or of each of so many lines or objects, as the first may be damaged.
 _HEAD, _FIRST = 2**20, 16
 _KEY, _DECODER = re.compile(r'"([^"\\]{1,64})"\s*:'), json.JSONDecoder()
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -24,9 +26,11 @@ def named(file: Path, *endings: str) -> bool:
 
 
 def open_text(file: Path) -> TextIO:
-    """The file for reading; bytes that are not UTF-8 become U+FFFD."""
+    """The file for reading: UTF-8, or UTF-16 if it begins with that one's byte order mark; bytes that are neither become U+FFFD."""
     opener = gzip.open if named(file, ".gz") else open
-    return opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="")
+    with opener(file, "rb") as stream:
+        start = stream.read(2)
+    return opener(file, "rt", encoding="utf-16" if start in _UTF16 else "utf-8-sig", errors="replace", newline="")
 
 
 def lines(file: Path) -> Iterator[str]:

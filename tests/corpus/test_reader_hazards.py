@@ -179,6 +179,17 @@ def test_bytes_that_are_not_utf8_and_a_byte_order_mark(tmp_path):
     assert read(tmp_path / "train.json", "slake")[0][0].turns[0].answer == "a，b"
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_with_its_byte_order_mark(tmp_path, encoding):
+    """As spreadsheets and PowerShell write text; read as something else, the pictures it names would be an image folder."""
+    layouts.slake(tmp_path / "slake"), layouts.vqa_rad(tmp_path / "rad"), layouts.unimedvl(tmp_path / "uni"), layouts.gmai(tmp_path / "gmai.tsv")
+    before = read(tmp_path, "auto")
+    for file in (file for suffix in ("json", "jsonl", "tsv") for file in tmp_path.rglob(f"*.{suffix}")):
+        file.write_bytes(("\ufeff" + file.read_text(encoding="utf-8")).encode(encoding))
+    (records, aside), (meant, _) = read(tmp_path, "auto"), before
+    assert not aside and [(r.id, r.turns, r.split, r.labels) for r in records] == [(r.id, r.turns, r.split, r.labels) for r in meant]
+
+
 def test_chinese_paths_and_blanks_in_folder_names(tmp_path):
     layouts.omni(tmp_path / "全部 数据")
     records, _ = read(tmp_path / "全部 数据", "omni-med-vqa")
