@@ -74,8 +74,8 @@ def _records(file: File, source: Source) -> Iterator[Record | Rejection]:
         yield Rejection(source.name, file.where, "slide-label", "a slide's label or overview, which shows what is written on it")
         return
     frames = max(1, int(header.get("NumberOfFrames") or 1))
-    known = _known(header, source)
     for frame in evenly_spread(frames, source.views):
+        known = _known(header, frame, source)
         place = {"frame": frame + 1, "frames": frames} if frames > 1 else {}
         yield Record(
             id=f"{file.digest}-{frame + 1}" if place else file.digest,
@@ -97,9 +97,9 @@ def _without_picture(file: File, original: "Dataset", source: Source) -> Rejecti
     return Rejection(source.name, file.where, "no-pixel-data", told)
 
 
-def _known(header: "Dataset", source: Source) -> dict:
+def _known(header: "Dataset", frame: int, source: Source) -> dict:
     """Modality, caption and labels: nothing but closed terms, keyed UIDs and moved dates."""
-    code, part = header.get("Modality"), _part(header)
+    code, part = header.get("Modality"), _part(header, frame)
     # OT says "other": the person who adds the source may know. Any other modality is never overruled.
     modality = vocabulary.modality(source.modality) if code in (None, "OT") else anatomy.modality(code, part)
     facts = {
@@ -116,8 +116,10 @@ def _known(header: "Dataset", source: Source) -> dict:
     return {"modality": modality or code, "caption": anatomy.caption(modality, part), "labels": labels}
 
 
-def _part(header: "Dataset") -> str | None:
-    regions = [item.get("CodeValue") for item in header.get("AnatomicRegionSequence", [])]
+def _part(header: "Dataset", frame: int) -> str | None:
+    """What is shown, of an enhanced object by the frame's functional groups."""
+    told = [part for group in dicom_pixels.groups_of_frame(header, frame) for part in group.get("FrameAnatomySequence", [])]
+    regions = [item.get("CodeValue") for part in (header, *told) for item in part.get("AnatomicRegionSequence", [])]
     return anatomy.BODY_PARTS.get(header.get("BodyPartExamined")) or next((anatomy.REGION_CODES[r] for r in regions if r in anatomy.REGION_CODES), None)
 
 

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _COLOURS = ("Red", "Green", "Blue")
-_TRANSFORMATIONS = {"PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"), "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction")}
+_TRANSFORMATIONS = {
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+}
 
 
 def picture(values: np.ndarray, header: "Dataset", frame: int = 0) -> Pillow.Image:
@@ -116,16 +119,20 @@ def _to_byte(values: np.ndarray, top: float) -> np.ndarray:
     return values if values.dtype == np.uint8 and top == 255 else np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)
 
 
+def groups_of_frame(header: "Dataset", frame: int) -> list["Dataset"]:
+    """The functional groups of a frame (PS3.3 C.7.6.16): those of all frames, then its own."""
+    found = [g for g in (header.get("SharedFunctionalGroupsSequence"), header.get("PerFrameFunctionalGroupsSequence")) if g]
+    return [items[min(frame, len(items) - 1)] for items in found]
+
+
 def _of_frame(header: "Dataset", frame: int) -> "Dataset":
-    """The header with the transformations of the frame's functional groups (PS3.3 C.7.6.16) on top."""
-    groups = [g for g in (header.get("SharedFunctionalGroupsSequence"), header.get("PerFrameFunctionalGroupsSequence")) if g]
-    if not groups:
+    """The header with the transformations of the frame's functional groups on top."""
+    if not (groups := groups_of_frame(header, frame)):
         return header
     merged = type(header)(header)
     # A copy does not know the byte order of its tables by itself.
     merged.set_original_encoding(*header.original_encoding)
-    for items in groups:
-        group = items[min(frame, len(items) - 1)]
+    for group in groups:
         for sequence, keywords in _TRANSFORMATIONS.items():
             for keyword in keywords:
                 if group.get(sequence) and keyword in group[sequence].value[0]:

@@ -144,6 +144,16 @@ def test_tables_of_all_frames_beside_transformations_of_single_ones(tmp_path, se
     assert np.abs(picture(tmp_path, made) - entries[GRADIENT] / 65535 * 255).max() < 1
 
 
+@pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_tables_of_single_frames(tmp_path, groups):
+    """As enhanced angiography may have them in place of a window (PS3.3 C.7.6.16.2.10b)."""
+    entries = np.arange(4096)[::-1] * 16
+    table = item(LUTDescriptor=[4096, 0, 16])
+    table.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    made = dataset(np.stack([GRADIENT]).astype(np.uint16), **{groups: [item(FrameVOILUTSequence=[item(VOILUTSequence=[table])])]})
+    assert np.abs(picture(tmp_path, made) - entries[GRADIENT] / 65535 * 255).max() < 1
+
+
 @pytest.mark.parametrize(
     "words, bits, syntax",
     [
@@ -259,6 +269,15 @@ def test_modality_and_caption_come_from_coded_values(tmp_path, elements, stated,
         elements = elements | {"AnatomicRegionSequence": [item(CodeValue=code, CodingSchemeDesignator=scheme) for code, scheme in regions]}
     record = records(save(dataset(GRADIENT.astype(np.uint8), **elements), tmp_path / "x.dcm"), modality=stated)[0]
     assert (record.modality, record.caption) == (expected, caption)
+
+
+@pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_the_body_part_of_an_enhanced_object_is_in_its_frames(tmp_path, groups):
+    """PS3.3 C.7.6.16.2.8: enhanced CT and MR have no other coded one."""
+    parts = [item(FrameAnatomySequence=[item(AnatomicRegionSequence=[item(CodeValue=code)])]) for code in ("69536005", "45048000")]
+    made = dataset(np.stack([GRADIENT, GRADIENT]).astype(np.uint16), **{groups: parts[: 1 if "Shared" in groups else 2]})
+    first, second = records(save(made, tmp_path / "x.dcm"))
+    assert first.caption == "CT image of the head." and second.caption == ("CT image of the head." if "Shared" in groups else "CT image of the neck.")
 
 
 def test_secondary_captures_and_declared_text_are_known_to_quality_control(tmp_path):
