@@ -38,6 +38,7 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
         said |= {"response": turns[0].answer} if turns and turns[0].answer else {}
         drawn = asked or text(row.get("caption"))
         content = {"instruction": drawn, "target": outputs[0][1]} if inputs and outputs else {"caption": drawn}
+        content["left_out"] = len(turns[1:])
         shown = inputs[:1] if inputs and outputs else (outputs or inputs)[:1]
     else:
         answered = tuple(t for t in turns if t.answer)

@@ -65,6 +65,13 @@ def test_unimedvl_may_say_in_a_caption_what_is_drawn(tmp_path):
     assert second.instruction == "Stain it." and second.target and not second.caption
 
 
+@pytest.mark.parametrize("inputs", [[], [{"path": "0.png"}]])
+def test_further_turns_of_a_picture_to_draw_are_counted(tmp_path, inputs):
+    row = {"input_img": inputs, "output_img": [{"path": "1.png"}], "message": layouts.talk("Draw a slide.", "Here.", "Is it stained?", "Yes.")}
+    (record,), aside = read(layouts.jsonl([row], tmp_path / "rows.jsonl"), "unimedvl-jsonl")
+    assert not aside and (record.caption or record.instruction) == "Draw a slide." and record.left_out == 1
+
+
 def test_unimed_5m_base64(tmp_path):
     rows = [
         {"input_img": [layouts.base64_text(0)], "output_img": None, "message": layouts.talk("<image>What?", "IHC"), "modality": "HIS"},
