@@ -18,7 +18,10 @@ from corpus.record import Record, Rejection, Unreadable
 _NAME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")
 # The last word of a BIDS file name says what was measured.
-_BIDS = {"MRI": re.compile(r"_(T1w|T2w|FLAIR|T2starw|PDw|bold|dwi|inplaneT2)$"), "CT": re.compile(r"_ct$")}
+_BIDS = {"MRI": re.compile(r"_(T1w|T2w|FLAIR|T2starw|PDw|bold|dwi|inplaneT2)$"), "CT": re.compile(r"_ct$"), "PET": re.compile("_pet$")}
+# How segmentations are called, by BIDS and FreeSurfer too, and folders of them: the values of probabilities and of fine atlases do not tell.
+_LABELS = re.compile(r"(^|[_+-])([ad]?seg|probseg|segmentation|wmparc|masks?|labels?)$", re.IGNORECASE)
+_LABEL_FOLDERS = re.compile(r"labels(Tr|Ts)?|masks?|segmentations?", re.IGNORECASE)
 # The volume axis (of right, anterior, superior) that runs across the slices.
 _ACROSS = {"sagittal": 0, "coronal": 1, "axial": 2}
 _PERCENTILES = (0.5, 99.5)
@@ -69,12 +72,14 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _slices(file: File, source: Source) -> Iterator[Record]:
+    # Files of different patients may have one name: the path within the source tells them apart.
+    place, stem = (_NAME.sub("", name) for name in (source.place(file.path), file.path.name))
+    if _LABELS.search(stem) or any(map(_LABEL_FOLDERS.fullmatch, place.split("/")[:-1])):
+        raise Unreadable("label-volume", "by its name or its folder's a segmentation, not a picture")
     volume = _volume(file, source.max_pixels)
     shown = _shown(volume, source.plane)
     if not shown:
         raise Unreadable("empty-volume", "no slice shows anything")
-    # Files of different patients may have one name: the path within the source tells them apart.
-    place, stem = (_NAME.sub("", name) for name in (source.place(file.path), file.path.name))
     subject = _SUBJECT.search(place)
     modality = next((name for name, suffix in _BIDS.items() if suffix.search(stem)), None) or vocabulary.modality(source.modality)
     for index in (shown[i] for i in evenly_spread(len(shown), source.views)):

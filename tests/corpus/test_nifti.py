@@ -154,6 +154,22 @@ def test_kept_aside_with_its_reason(tmp_path, volume, make, expected):
     assert take_in(nifti, Source(tmp_path, "s", license="CC0-1.0", modality="MRI", max_pixels=8000)).reasons == [expected]
 
 
+@pytest.mark.parametrize("name", ["sub-1_label-GM_probseg", "sub-1_desc-aparcaseg_dseg", "aparc+aseg", "BraTS_001_seg", "mask", "labelsTr/la_003", "Segmentations/1"])
+@pytest.mark.parametrize("format", ["auto", "nifti"])
+def test_segmentations_are_told_by_name(tmp_path, volume, format, name):
+    """Probabilities and fine atlases have as many values as a picture."""
+    file = tmp_path / f"{name}.nii.gz"
+    file.parent.mkdir(exist_ok=True)
+    save(file, volume)
+    taken = take_in(nifti if format == "nifti" else formats, Source(tmp_path, "s", license="CC0-1.0", modality="MRI"))
+    assert taken.reasons == ["label-volume"]
+
+
+def test_the_modality_that_bids_names_is_not_overruled(tmp_path, volume):
+    taken = take_in(nifti, Source(save(tmp_path / "sub-1_pet.nii", volume), "s", license="CC0-1.0", modality="MRI"))
+    assert set(taken.reasons) == {"unknown-modality"}
+
+
 def test_extreme_voxels_are_refused(tmp_path, volume):
     found = take_in(nifti, Source(save(tmp_path / "v.nii", volume, np.diag([1, 1e5, 1, 1])), "s", license="CC0-1.0", modality="MRI"))
     assert set(found.reasons) == {"too-large"}
