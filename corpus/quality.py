@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
@@ -74,19 +75,19 @@ def _examine(record: Record, params: QualityParams, salt: bytes, measuring: Meas
     suspect = _is_suspect(record, modality, params.burned_in)
     try:
         cleaned = [clean(opener(), params, suspect) for opener in (*record.images, *([record.target] if instruction and record.target else []))]
-        pictures = [picture for picture, _, _ in cleaned]
+        pictures = [c.picture for c in cleaned]
         measured = [measuring.add(picture) for picture in pictures]
     except Unreadable as error:
         return reject(error.reason, str(error))
     except Exception as error:
         # Decoders of strange files raise whatever they stumble over. Its words may hold what the file says.
         return reject("unreadable-image", f"cannot be processed ({type(error).__name__})")
-    noted = next((mode for _, mode, _ in cleaned if mode), "")
+    noted = next((c.was for c in cleaned if c.was), "")
     known["labels"] |= {"converted_from": noted} if noted else {}
     samples = _samples(record, pictures, measured, turns, caption, instruction, known)
     # Text on the picture comes first: whoever decides must know that it may name a patient.
-    doubts = [("burned-in-text", "it seems to carry text, which may name the patient")] if any(carries for _, _, carries in cleaned) else []
-    doubts += [*_caption_doubts(caption, modality, params), *_picture_doubts(pictures[0], measured[0]["entropy"], params)]
+    doubts = [("burned-in-text", "it seems to carry text, which may name the patient")] if any(c.carries_text for c in cleaned) else []
+    doubts += [*_caption_doubts(caption, modality, params), *_picture_doubts(cleaned[0].size, measured[0]["entropy"], params)]
     if not doubts:
         return samples
     return HeldBack(record.source, record.where, doubts[0][0], "; ".join(detail for _, detail in doubts), samples[0].record, tuple(samples))
@@ -125,11 +126,20 @@ def _is_suspect(record: Record, modality: str, params: BurnedInParams) -> bool:
     return modality in params.modalities or (captured and params.secondary_captures)
 
 
-def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -> tuple[Pillow.Image, str, bool]:
-    """The picture upright, as 8-bit grey or RGB, within the size limits; what it was, if it had to change; and whether it is `suspect` and seems to carry text.
+class Cleaned(NamedTuple):
+    """A picture as it is kept; its mode before, if that had to change; whether it seems to carry text; and its size before it was scaled down."""
+
+    picture: Pillow.Image
+    was: str
+    carries_text: bool
+    size: tuple[int, int]
+
+
+def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -> Cleaned:
+    """The picture upright, as 8-bit grey or RGB, within the size limits. Only one that is `suspect` is searched for text.
 
     Raises:
-        Unreadable: it is smaller than the limit, or has no numbers.
+        Unreadable: it is smaller than the limit, or is once it is scaled down, or has no numbers.
     """
     mode = picture.mode
     # Pillow inverts 8 bits itself.
@@ -147,10 +157,13 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
         raise Unreadable("too-small", f"{picture.width}x{picture.height} px; the shorter side must have {params.min_side}")
     # Before it is made smaller: what a person can read then is too small to be found.
     carries_text = suspect and burned_in.seems_to_carry_text(picture) >= params.burned_in.letters
-    if max(picture.size) > params.max_side:
+    size = picture.size
+    if max(size) > params.max_side:
         originals.unmark(picture)
         picture.thumbnail((params.max_side, params.max_side), Pillow.Resampling.LANCZOS)
-    return picture, "" if mode in ("L", "RGB") else mode, carries_text
+    if min(picture.size) < params.min_side:
+        raise Unreadable("too-small", f"{size[0]}x{size[1]} px are {picture.width}x{picture.height} once scaled down; the shorter side must have {params.min_side}")
+    return Cleaned(picture, "" if mode in ("L", "RGB") else mode, carries_text, size)
 
 
 def _windowed(picture: Pillow.Image, percentiles: tuple[float, float], inverted: bool) -> Pillow.Image:
@@ -164,10 +177,10 @@ def _windowed(picture: Pillow.Image, percentiles: tuple[float, float], inverted:
     return Pillow.fromarray(np.nan_to_num(scaled, copy=False).astype(np.uint8))
 
 
-def _picture_doubts(picture: Pillow.Image, entropy: float, params: QualityParams) -> Iterator[tuple[str, str]]:
+def _picture_doubts(size: tuple[int, int], entropy: float, params: QualityParams) -> Iterator[tuple[str, str]]:
     """A picture of one tone, or a strip."""
     if entropy < params.min_entropy:
         yield "blank", f"its grey levels carry less than {params.min_entropy} bits"
-    long, short = max(picture.size), min(picture.size)
+    long, short = max(size), min(size)
     if long > params.max_aspect * short:
-        yield "odd-aspect", (f"{picture.width}x{picture.height} px; one side may be {params.max_aspect:g} times the other at most")
+        yield "odd-aspect", (f"{size[0]}x{size[1]} px; one side may be {params.max_aspect:g} times the other at most")

@@ -187,6 +187,20 @@ def test_thresholds_of_the_profile(known, reason):
 
 
 @pytest.mark.parametrize(
+    "size, reason, told",
+    [
+        ((3072, 512), None, ""),  # 512x85 px are a little more than 6 to 1
+        ((3073, 512), "odd-aspect", "3073x512 px"),
+        ((5120, 160), "too-small", "5120x160 px are 512x16 once scaled down"),
+    ],
+)
+def test_a_strip_is_judged_as_it_came_and_as_it_would_be_kept(size, reason, told):
+    """What a person let in with a shorter side below the limit would break each release."""
+    outcome = quality.examine(record(0, images=(lambda: Image.effect_noise(size, 50),)), QualityParams(), SALT)
+    assert getattr(outcome, "reason", None) == reason and told in getattr(outcome, "detail", "")
+
+
+@pytest.mark.parametrize(
     "caption, reason",
     [
         ("MRI of the head.", "caption-contradicts"),
