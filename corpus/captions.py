@@ -6,17 +6,24 @@ from collections import Counter
 
 # How captions name a kind of picture, and the modalities each name fits. Abbreviations count in capitals only.
 _NAMES = {
-    r"\bCT\b|(?i:computed tomograph)": ("CT",),
-    r"\bMRI?\b|(?i:magnetic resonance)": ("MRI",),
+    r"\bCT\b|(?i:computed tomograph|\bct scan)": ("CT",),
+    r"\bMRI?\b|(?i:magnetic resonance|\bmri\b)": ("MRI",),
     r"(?i:ultraso|sonogra|echocardiogra)": ("Ultrasound",),
     r"\bOCT\b|(?i:optical coherence)": ("OCT",),
-    r"\bCFP\b|(?i:fundus)": ("CFP",),
+    # Stomach, uterus and gallbladder have a fundus too.
+    r"\bCFP\b|(?i:(?<!gastric )(?<!uterine )(?<!stomach )(?<!uterus )(?<!bladder )\bfundus\b(?! of (the )?(stomach|uterus|gallbladder|bladder)))": ("CFP",),
     r"(?i:endoscop|colonoscop|gastroscop)": ("Endoscopy",),
     r"\bCXR\b|(?i:x-?ray|radiogra)": ("CXR", "X-ray"),
     r"(?i:histolog|histopatholog|microscop|cytolog)|H&E": ("Histopathology", "Microscopy"),
     r"(?i:dermo?scop|dermatoscop)": ("Dermoscopy",),
 }
 _FITS = [(re.compile(pattern), fits) for pattern, fits in _NAMES.items()]
+# Where a kind is named, but not as this picture's: what is denied or compared with, how else something was found or done.
+_ELSEWHERE = re.compile(
+    r"\b(no|without|unlike|prior|previous|earlier|compared|than|versus|vs)\b([ -]+(with|to|on|in|the|an?|any|prior|previous|earlier))*([ -]+[\w&-]+){1,2}|[\w-]+[ -](guided|proven|confirmed)\b|\b\w+(scop|log|graph)ically\b"
+    r"|\bradiographic (evidence|findings|follow-up)|\bmicroscopic (colitis|ha?ematuria|polyangiitis)|\b\w+scopic biops\w+",
+    re.IGNORECASE,
+)
 # The commonest words of languages in Latin script that reports are written in; none is an English or Latin medical word.
 _SMALL_WORDS = {
     name: words.split()
@@ -38,8 +45,14 @@ _FIRST_SENTENCE = re.compile(r".*?[.!?](?=\s|$)|.+", re.DOTALL)
 def contradicts(caption: str, modality: str) -> bool:
     """True if the first sentence names other kinds of pictures and not this one. Later ones may compare with anything."""
     first = _FIRST_SENTENCE.match(caption)
-    named = [fits for pattern, fits in _FITS if first and pattern.search(first.group())]
-    return bool(named) and not any(modality in fits for fits in named)
+    if not first:
+        return False
+    named, meant = _named(first.group()), _named(_ELSEWHERE.sub(" ", first.group()))
+    return bool(meant) and not any(modality in fits for fits in named)
+
+
+def _named(sentence: str) -> list[tuple[str, ...]]:
+    return [fits for pattern, fits in _FITS if pattern.search(sentence)]
 
 
 def may_be_english(text: str) -> bool:

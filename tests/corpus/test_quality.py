@@ -212,6 +212,15 @@ def test_a_strip_is_judged_as_it_came_and_as_it_would_be_kept(size, reason, told
         ("CT of the head after an MRI.", None),
         ("Axial slice of the liver. Compare the MRI of last year.", None),
         ("Ct value of the direct current.", None),
+        ("ct scan of the brain, unlike the mri.", None),
+        ("mri of the brain.", "caption-contradicts"),
+        ("No MRI was made; axial slice of the liver.", None),
+        ("Larger than on the previous chest X-ray.", None),
+        ("No fracture on chest X-ray.", "caption-contradicts"),
+        ("Mass in the fundus of the gallbladder; the gastric fundus is free.", None),
+        ("Fundus photograph of the left eye.", "caption-contradicts"),
+        ("Histologically proven carcinoma after ultrasound-guided biopsy.", None),
+        ("Histology of the carcinoma.", "caption-contradicts"),
     ],
 )
 def test_captions_that_cannot_be_of_this_picture(caption, reason):
