@@ -13,7 +13,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Changes:
-    """Samples by what became of them, with a few ids each; `groups` counts by source, task, modality and split."""
+    """Samples by what became of them, with a few ids each; `groups` counts by source, task, modality and split, `edits` edited ones by what is new about them."""
 
     added: int
     removed: int
@@ -24,6 +24,7 @@ class Changes:
     patients_added: int
     patients_removed: int
     moved: dict[str, int] = field(default_factory=dict)
+    edits: dict[str, int] = field(default_factory=dict)
     groups: dict[str, dict[str, int]] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
@@ -38,18 +39,21 @@ def compare(before: pa.Table, after: pa.Table) -> Changes:
     edited = contents[old_rows] != new_contents[new_rows]
     added, removed = _others(len(new_ids), new_rows), _others(len(ids), old_rows)
     gone, come = before.take(pa.array(removed)), after.take(pa.array(added))
-    splits = zip(before["split"].take(pa.array(old_rows)).to_pylist(), after["split"].take(pa.array(new_rows)).to_pylist())
+    old, new = before.take(pa.array(old_rows[edited])), after.take(pa.array(new_rows[edited]))
+    edits = _edits(old, new)
+    splits = zip(old["split"].to_pylist(), new["split"].to_pylist())
     patients, new_patients = ({*table["patient"].unique().to_pylist()} for table in (before, after))
     return Changes(
         added=len(added),
         removed=len(removed),
         edited=int(edited.sum()),
         unchanged=int((~edited).sum()),
-        bytes_added=_bytes(come),
-        bytes_removed=_bytes(gone),
+        bytes_added=_bytes(come) + _bytes(new.filter(pa.array(edits["picture"]))),
+        bytes_removed=_bytes(gone) + _bytes(old.filter(pa.array(edits["picture"]))),
         patients_added=len(new_patients - patients),
         patients_removed=len(patients - new_patients),
-        moved=dict(sorted(Counter(f"{old} -> {new}" for old, new in splits if old != new).items())),
+        moved=dict(sorted(Counter(f"{a} -> {b}" for a, b in splits if a != b).items())),
+        edits={name: int(count) for name, mask in edits.items() if (count := mask.sum())},
         groups={kind: _groups(table) for kind, table in (("added", come), ("removed", gone))},
         examples={
             "added": come["id"][:EXAMPLES].to_pylist(),
@@ -57,6 +61,20 @@ def compare(before: pa.Table, after: pa.Table) -> Changes:
             "edited": after["id"].take(pa.array(new_rows[edited][:EXAMPLES])).to_pylist(),
         },
     )
+
+
+def _edits(old: pa.Table, new: pa.Table) -> dict[str, np.ndarray]:
+    """What is new about edited samples, as masks; `other` is what an index does not tell, such as labels or the attribution."""
+
+    def differs(name: str) -> np.ndarray:
+        # Indexes from before there was a column have nulls in it.
+        pairs = zip(old[name].to_pylist(), new[name].to_pylist())
+        return np.array([(a or None) != (b or None) for a, b in pairs], dtype=bool)
+
+    found = {"picture": differs("picture") | differs("others")} | {name: differs(name) for name in ("caption", "modality", "split", "license", "patient")}
+    # Questions are told apart by their picture too.
+    found["questions"] = differs("answered") | (differs("asked") & ~found["picture"])
+    return found | {"other": ~np.any(list(found.values()), axis=0)}
 
 
 def index_ids(table: pa.Table) -> np.ndarray:

@@ -104,6 +104,7 @@ def changes(result: dict) -> str:
         f"{result['before']} to {result['after']}: {result['added']} samples added, {result['removed']} removed, {result['edited']} edited, {result['unchanged']} unchanged",
         f"pictures: {result['bytes_added']:,} bytes more, {result['bytes_removed']:,} less; patients: {result['patients_added']} more, {result['patients_removed']} less",
     ]
+    told += [f"edited: {', '.join(f'{what} of {count}' for what, count in result['edits'].items())}"] if result["edits"] else []
     told += [f"moved between splits: {', '.join(f'{how} {count}' for how, count in result['moved'].items())}"] if result["moved"] else []
     rows = [[kind, group, count] for kind, found in result["groups"].items() for group, count in found.items()]
     told += [table(["", "source / task / modality / split", "samples"], rows)] if rows else []

@@ -94,6 +94,18 @@ def test_a_changed_source_writes_what_changed_alone(taken):
     assert changes.compare(live(taken), live(back)).unchanged == 240
 
 
+def test_a_difference_says_what_was_edited(taken):
+    labels = record(0).labels | {"reader": "two"}
+    known = {7: {"seed": 1000}, 8: {"caption": "CT of the head."}, 9: {"turns": (Turn("Which picture is this?", "the ninth", "OPEN"),)}, 10: {"modality": "MRI", "caption": "MRI."}}
+    known |= {11: {"license": "CC-BY-4.0"}, 12: {"split": "val"}, 13: {"labels": labels}}
+    before, after = live(taken), live(take_in(taken["name"], [record(n, **known.get(n, {})) for n in range(120)]))
+    found = changes.compare(before, after)
+    assert (found.edited, found.added, found.removed, found.moved) == (12, 0, 0, {"train -> val": 2})
+    assert found.edits == {"picture": 2, "caption": 2, "modality": 2, "split": 2, "license": 2, "questions": 1, "other": 2}
+    sizes = [dict(zip(table["id"].to_pylist(), table["bytes"].to_pylist())) for table in (before, after)]
+    assert [found.bytes_removed, found.bytes_added] == [2 * size["made/r007#u"] for size in sizes], "the picture that was there, and the one that came for it"
+
+
 def test_an_unchanged_record_is_not_decoded_again(taken):
     again = intake.add(taken["name"], (record(n) for n in range(120)), PARAMS, corpus_store(), SALT, lambda records: pytest.fail("examined") if list(records) else iter(()))
     assert again["how"] == "up to date"
