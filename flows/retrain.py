@@ -40,6 +40,7 @@ def retrain(reason: str = "schedule", refresh: bool = False, force: bool = False
     with Lease("training", holder=digest([params.model_dump(mode="json"), refresh]), wait_s=WAIT_S, on_wait=log):
         release = make_release(force=False, on_line=log)
         artifacts.release(release)
+        steps.refuse_mixtures(curriculum, release)
 
         stages = steps.train_curriculum(params, curriculum, release, first, force, log)
         artifacts.stages(stages)

@@ -37,6 +37,18 @@ def refuse_early(params: Params, curriculum: Sequence[StageParams], first: str) 
         checkpoint_source.refuse_early(params.bootstrap.checkpoint, params.model)
 
 
+def refuse_mixtures(curriculum: Sequence[StageParams], release: dict) -> None:
+    """See before the first stage is trained that the release has what the last one draws from, too.
+
+    Raises:
+        MixtureError: a stage asks for tasks or modalities of which the release has nothing.
+    """
+    from ray_jobs import mixture
+    from ray_jobs.releases import open_release
+
+    mixture.refuse_early(open_release(release["tag"]).index, curriculum)
+
+
 @task
 def bootstrap(params: Params, release: dict, force: bool, log) -> dict:
     """What the first stage begins with: published weights, or tokenizer, VAE and a fresh network."""

@@ -13,6 +13,10 @@ from ray_jobs.order import Passes
 ALL, KNOWN, NEW = "all", "known", "new"
 
 
+class MixtureError(ValueError):
+    """The release has nothing of what a stage draws; the message names the stage, what it asks for and what there is."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """Something to choose among by weight, each entry either a name of a group or another choice."""
@@ -32,7 +36,7 @@ class Mixture:
     nothing old or nothing new to replay; empty where it has all. `known` tells of each sample whether it is old.
 
     Raises:
-        ValueError: the release has nothing of what the stage asks for.
+        MixtureError: the release has nothing of what the stage asks for.
     """
 
     def __init__(self, index: Index, stage: StageParams, key: str, streams: int, split: str, known: np.ndarray | None):
@@ -42,7 +46,7 @@ class Mixture:
         tasks = {task: index.where(split=split, task=task) for task, weight in stage.shares.items() if weight > 0}
         found = {task: rows for task, rows in tasks.items() if len(rows)}
         if not found:
-            raise ValueError(f"stage {stage.name!r}: the release has no {split} sample of {sorted(tasks)}; it has {index.values('task', np.arange(len(index)))}")
+            raise MixtureError(f"stage {stage.name!r}: the release has no {split} sample of {sorted(tasks)}; it has {index.values('task', np.arange(len(index)))}")
         self.absent = _absent(stage, split, tasks.keys() - found.keys(), sorted(found))
         if self._known is not None and len(kinds := np.unique(self._known[np.concatenate(list(found.values()))])) == 1:
             alone = f"of its {split} samples all are {'old' if kinds[0] else 'new'}, so replay={stage.replay:g} has nothing to mix"
@@ -60,7 +64,7 @@ class Mixture:
         present = self.index.values("modality", rows)
         missing = [modality for modality, weight in weights.items() if weight > 0 and modality not in present]
         if missing:
-            raise ValueError(f"stage {stage.name!r}: modalities.{task} names {', '.join(missing)}, of which the release has no {self.split} sample; it has {', '.join(present)}")
+            raise MixtureError(f"stage {stage.name!r}: modalities.{task} names {', '.join(missing)}, of which the release has no {self.split} sample; it has {', '.join(present)}")
         words, codes = self.index.words["modality"], self.index.codes["modality"][rows]
         named = [(modality, weight) for modality, weight in weights.items() if weight > 0]
         return Choice(tuple(weight for _, weight in named), tuple(self._by_age(f"{task}/{modality}", rows[codes == words.index(modality)], stage) for modality, _ in named))
@@ -85,6 +89,27 @@ class Mixture:
             names.append(group)
             weights.append(len(of) ** 0.75)
         return Choice(tuple(weights), tuple(names))
+
+
+def validated(index: Index, stage: StageParams) -> StageParams:
+    """The stage as it draws from the validation split: of old and new alike, and of those modalities that are there, as all of a rare one's patients may be in training."""
+    held = {}
+    for task, weights in stage.modalities.items():
+        present = index.values("modality", index.where(split="val", task=task))
+        held[task] = {modality: weight for modality, weight in weights.items() if weight > 0 and modality in present}
+    return stage.model_copy(update={"replay": None, "modalities": {task: weights for task, weights in held.items() if weights}})
+
+
+def refuse_early(index: Index, stages: Sequence[StageParams]) -> None:
+    """See before the first stage is trained that the release has what each of them draws from.
+
+    Raises:
+        MixtureError: it has nothing of what a stage asks for, or of what it is validated on.
+    """
+    for stage in stages:
+        Mixture(index, stage, stage.name, 1, "train", None)
+        if stage.evaluate_every:
+            Mixture(index, validated(index, stage), stage.name, 1, "val", None)
 
 
 def _absent(stage: StageParams, split: str, tasks: Set[str], others: Sequence[str]) -> str:

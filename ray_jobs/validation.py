@@ -14,6 +14,7 @@ from model.packing import PackedSequence
 from model.unimedvl import UniMedVL
 from ray_jobs.benchmarks import evenly
 from ray_jobs.loader import Loader
+from ray_jobs.mixture import validated
 from ray_jobs.place import Place
 from ray_jobs.plans import Planner
 from ray_jobs.step import Stepper
@@ -27,7 +28,7 @@ class Validation:
 
     def __init__(self, reader: ReleaseReader, model: UniMedVL, stage: StageParams, seed: int, numbers: list[int], streams: int, place: Place, sharded: bool, half: bool = False):
         self.reader, self.model, self.stage, self.place, self.sharded, self.seed = reader, model, stage, place, sharded, seed
-        quiet = stage.model_copy(update={"dropout": Dropout(text=0, vit=0, vae=0), "shift_pixels": 0, "replay": None, "modalities": _held(reader, stage)})
+        quiet = validated(reader.index, stage).model_copy(update={"dropout": Dropout(text=0, vit=0, vae=0), "shift_pixels": 0})
         loader = Loader(reader, Planner(model, quiet, half=half), quiet, seed, numbers, streams, prefetch=1, split="val")
         try:
             self.packs = [(f"val-{name}-{number}", pack) for number in range(PACKS) for name, pack in next(loader).packs.items()]
@@ -80,15 +81,6 @@ class Validation:
         buffer = io.BytesIO()
         sheet.save(buffer, "PNG")
         return buffer.getvalue()
-
-
-def _held(reader: ReleaseReader, stage: StageParams) -> dict[str, dict[str, float]]:
-    """The stage's weights of those modalities that the validation split has: all of a rare one's patients may be in training."""
-    held = {}
-    for task, weights in stage.modalities.items():
-        present = reader.index.values("modality", reader.index.where(split="val", task=task))
-        held[task] = {modality: weight for modality, weight in weights.items() if weight > 0 and modality in present}
-    return {task: weights for task, weights in held.items() if weights}
 
 
 @contextmanager

@@ -13,11 +13,13 @@ import torch
 
 from corpus.reader import ReleaseReader
 from corpus.shard_cache import ShardCache
+from flows.steps import refuse_mixtures
 from infra.store import StoreUnavailable, corpus_store
 from model.curriculum import Dropout, StageParams
 from model.fused import compiled
 from model.preprocess import target_size
 from ray_jobs.loader import Loader
+from ray_jobs.mixture import MixtureError
 from ray_jobs.place import alone
 from ray_jobs.plans import Planner
 from ray_jobs.validation import PACKS, Validation
@@ -356,6 +358,21 @@ def test_tasks_come_by_weight(record, model, tmp_path):
     assert shares(taken(less, 40), lambda id: id.split("/")[1].split("-")[0]) == found
     with pytest.raises(ValueError, match="no train sample of.*it has"):
         begin(record, tmp_path, model, STAGE.model_copy(update={"mixture": {"interleaved": 1}}))
+
+
+def test_a_stage_that_the_release_cannot_feed_is_refused_before_any_is_trained(s3):
+    made = [sample(n, task, split=split) for task, split in (("understanding", "train"), ("understanding", "val"), ("text", "train")) for n in range(3)]
+    release = publish(made, corpus_store(), tag="corpus/2000-02-02.1")
+    corpus_store().put_json("releases/2000-02-02.1.json", release)
+    text = TALK.model_copy(update={"name": "last", "mixture": {"text": 1}})
+    refuse_mixtures([TALK.model_copy(update={"evaluate_every": 5}), text], release)
+    for told, last in (
+        ("stage 'last': modalities.understanding names OCT.*it has CT", TALK.model_copy(update={"name": "last", "modalities": {"understanding": {"OCT": 1}}})),
+        ("stage 'last': the release has no train sample of", text.model_copy(update={"mixture": {"interleaved": 1}})),
+        ("stage 'last': the release has no val sample of", text.model_copy(update={"evaluate_every": 5})),
+    ):
+        with pytest.raises(MixtureError, match=told):
+            refuse_mixtures([TALK, last], release)
 
 
 def test_replay_mixes_old_with_new(s3, model, tmp_path):
