@@ -32,7 +32,7 @@ class Choice:
 class Mixture:
     """The groups of a stage, and which of them a draw comes from.
 
-    `absent` says which tasks of the mixture the release has nothing of, and what becomes of their shares, and whether it has
+    `absent` says which tasks of the mixture the release has nothing of, and what becomes of their shares, and of which it has
     nothing old or nothing new to replay; empty where it has all. `known` tells of each sample whether it is old.
 
     Raises:
@@ -43,15 +43,14 @@ class Mixture:
         self.index, self.key, self.streams, self.split = index, key, streams, split
         self.groups: dict[str, Passes] = {}
         self._known = None if stage.replay is None else known
+        # What is all old, or all new.
+        self._of_one_age: dict[str, list[str]] = {KNOWN: [], NEW: []}
         tasks = {task: index.where(split=split, task=task) for task, weight in stage.shares.items() if weight > 0}
         found = {task: rows for task, rows in tasks.items() if len(rows)}
         if not found:
             raise MixtureError(f"stage {stage.name!r}: the release has no {split} sample of {sorted(tasks)}; it has {index.values('task', np.arange(len(index)))}")
-        self.absent = _absent(stage, split, tasks.keys() - found.keys(), sorted(found))
-        if self._known is not None and len(kinds := np.unique(self._known[np.concatenate(list(found.values()))])) == 1:
-            alone = f"of its {split} samples all are {'old' if kinds[0] else 'new'}, so replay={stage.replay:g} has nothing to mix"
-            self.absent = "; ".join(filter(None, (self.absent, alone)))
         self._choice = Choice(tuple(stage.shares[task] for task in found), tuple(self._by_modality(task, rows, stage) for task, rows in found.items()))
+        self.absent = "; ".join(filter(None, (_absent(stage, split, tasks.keys() - found.keys(), sorted(found)), self._unmixed(stage))))
 
     def draw(self, rng: random.Random) -> str:
         """The name of a group."""
@@ -75,7 +74,9 @@ class Mixture:
             return self._by_source(f"{name}/{ALL}", rows)
         old, new = rows[self._known[rows]], rows[~self._known[rows]]
         if not len(old) or not len(new):
-            return self._by_source(f"{name}/{KNOWN if len(old) else NEW}", rows)
+            age = KNOWN if len(old) else NEW
+            self._of_one_age[age].append(name)
+            return self._by_source(f"{name}/{age}", rows)
         return Choice((stage.replay, 1 - stage.replay), (self._by_source(f"{name}/{KNOWN}", old), self._by_source(f"{name}/{NEW}", new)))
 
     def _by_source(self, name: str, rows: np.ndarray) -> Choice:
@@ -89,6 +90,11 @@ class Mixture:
             names.append(group)
             weights.append(len(of) ** 0.75)
         return Choice(tuple(weights), tuple(names))
+
+    def _unmixed(self, stage: StageParams) -> str:
+        """Where replay mixes nothing, so that the share of old samples is not the stage's."""
+        told = [f"of its {self.split} samples of {', '.join(names)} all are {'old' if age == KNOWN else 'new'}" for age, names in self._of_one_age.items() if names]
+        return f"{' and '.join(told)}, so replay={stage.replay:g} has nothing to mix there" if told else ""
 
 
 def validated(index: Index, stage: StageParams) -> StageParams:

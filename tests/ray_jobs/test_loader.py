@@ -386,6 +386,15 @@ def test_replay_mixes_old_with_new(s3, model, tmp_path):
     assert shares(taken(alone, 4), lambda id: id.split("/")[0]) == {"old": 1.0} and "all are old, so replay=0.3" in alone.absent
 
 
+def test_a_task_without_new_samples_is_told_where_a_stage_replays(s3, model, tmp_path):
+    """Its draws are all old, so the share is not the stage's."""
+    had = [*(sample(n) for n in range(20)), *(sample(n, "text") for n in range(20))]
+    old, now = publish(had, corpus_store()), publish([*had, *(sample(n, source="fresh") for n in range(10))], corpus_store())
+    stage = STAGE.model_copy(update={"replay": 0.3, "mixture": {"understanding": 1, "text": 1}})
+    told = begin(now, tmp_path, model, stage, known=reader(now, tmp_path).held_by(old)).absent
+    assert told == "of its train samples of text all are old, so replay=0.3 has nothing to mix there"
+
+
 def test_what_was_learned_is_old_in_a_shard_that_was_written_anew(s3, tmp_path):
     """As forgetting a patient does. What was edited since is new."""
     old = publish([sample(n, source="old") for n in range(20)], corpus_store(), rows=20)
