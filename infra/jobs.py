@@ -254,6 +254,8 @@ def entrypoint(step: Callable[[dict], dict], afterwards: Callable[[dict], object
 
 def _run(step: Callable[[dict], dict], job: str | None, inputs: Path | None, afterwards: Callable[[dict], object]) -> None:
     if inputs:
+        # Inside the cluster they are there already.
+        get_settings().export()
         result = step(json.loads(inputs.read_text()))
         print(json.dumps(result, indent=1), flush=True)
     else:

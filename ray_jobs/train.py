@@ -7,6 +7,7 @@ its last committed checkpoint, on any number of workers; on the same number it e
 undisturbed run.
 """
 
+import os
 import signal
 import tempfile
 from pathlib import Path
@@ -101,14 +102,12 @@ def _ending_key(run: str) -> str:
 def _fit(inputs: dict, run: str) -> None:
     """Ray Train's run of the stage: it places workers, starts them again after failures, and grows or shrinks their number."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     from ray_jobs.notice import Bell
 
-    training = TrainingParams(**inputs["training"])
     if not ray.is_initialized():
-        ray.init(address="auto", log_to_driver=True)
+        # In a job Ray tells which; of several on one machine it would take any.
+        ray.init(address=os.environ.get("RAY_ADDRESS") or get_settings().ray_address, log_to_driver=True)
     bell = ray.remote(num_cpus=0)(Bell).remote()
 
     def ring(number, frame) -> None:
@@ -117,11 +116,27 @@ def _fit(inputs: dict, run: str) -> None:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, ring)
+    try:
+        _trainer(inputs, run, bell).fit()
+    except KeyboardInterrupt:
+        raise JobCancelled(f"{run} was stopped while it waited for its workers; the same command goes on from its last checkpoint") from None
+    finally:
+        # There are no workers to be told any more.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _trainer(inputs: dict, run: str, bell):
+    """Ray Train's trainer of the stage; tells where the cluster has no room for its workers."""
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    training = TrainingParams(**inputs["training"])
     fewest = training.min_workers or training.workers
     each = {"CPU": training.threads_per_worker} | ({"GPU": training.gpus_per_worker} if training.gpus_per_worker else {})
     if (fit := _workers_that_fit(ray.nodes(), each)) < fewest:
         print(f"waiting: {fewest} workers of {_named(each)} are needed, and the cluster's nodes have room for {fit}; add nodes, or `unimed train stop {run}`, lower `training.workers` and run the same command again", flush=True)
-    trainer = TorchTrainer(
+    return TorchTrainer(
         _work,
         train_loop_config={"inputs": inputs, "run": run, "bell": bell},
         torch_config=TorchConfig(backend="nccl" if training.gpus_per_worker else "gloo"),
@@ -138,13 +153,6 @@ def _fit(inputs: dict, run: str) -> None:
             worker_runtime_env={"env_vars": GPU_ENVIRONMENT} if training.gpus_per_worker else None,
         ),
     )
-    try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        raise JobCancelled(f"{run} was stopped while it waited for its workers; the same command goes on from its last checkpoint") from None
-    finally:
-        # There are no workers to be told any more.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _workers_that_fit(nodes: list[dict], each: dict[str, int]) -> int:
@@ -158,7 +166,6 @@ def _named(resources: dict[str, int]) -> str:
 
 def _work(told: dict) -> None:
     """What every worker runs."""
-    import os
     import socket
 
     from ray.train import get_context

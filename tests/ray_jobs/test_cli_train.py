@@ -1,10 +1,13 @@
 """`unimed train`, as a user runs it."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from itertools import takewhile
 
 import pytest
 from PIL import Image
@@ -64,6 +67,19 @@ def test_a_run_that_waits_for_workers_says_so_and_is_stopped_at_once(stack):
     thread.join(timeout=30)
     assert done.returncode == 0 and json.loads(done.stdout)["how"] == "stopped", done.stderr
     assert ended and time.monotonic() - begun < 60 and any("stopped while it waited" in line for line in lines)
+
+
+def test_a_stage_alone_finds_the_cluster_of_its_settings(stack, tmp_path):
+    """In a shell that knows of the state folder and nothing else, as no flow or job has exported any address or token to it."""
+    inputs = {"stage": {**STAGE.model_dump(mode="json"), "name": "lone"}, "start": {}, "training": {"workers": 99, "streams": 99}}
+    (tmp_path / "stage.json").write_text(json.dumps(inputs))
+    shell = {name: value for name, value in os.environ.items() if not name.startswith(("UNIMED_", "RAY_", "AWS_", "PREFECT_"))} | {"UNIMED_STATE_DIR": os.environ["UNIMED_STATE_DIR"]}
+    command = [sys.executable, "-m", "ray_jobs.train", "--inputs", str(tmp_path / "stage.json")]
+    with subprocess.Popen(command, env=shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        said = list(takewhile(lambda line: "waiting: 99 workers of 1 CPU" not in line and "InvalidAuthToken" not in line, run.stdout))
+        run.send_signal(signal.SIGTERM)
+        said += run.stdout
+    assert run.returncode == 0 and "lone-alone was stopped while it waited" in said[-1], "".join(said)
 
 
 def test_two_runs_are_shown_side_by_side(told, tmp_path):
