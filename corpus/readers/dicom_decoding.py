@@ -1,5 +1,6 @@
 """Stored values of DICOM frames, each transfer syntax by the decoder that survives damaged data."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image as Pillow
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -52,11 +54,26 @@ def decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
     decoder = _DECODER.get(dataset.file_meta.TransferSyntaxUID, "")
     if decoder == "gdcm":
         return _isolated(path, frame)
+    if decoder == "pillow" and dataset.get("PhotometricInterpretation") == "RGB" and (coloured := _by_its_own_word(dataset, frame)) is not None:
+        return coloured
     if dataset.get("BitsAllocated") == 1 and not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return _single_bits(dataset, frame)
     if unused := _unused_low_bits(dataset):
         return pixel_array(dataset, index=frame, decoding_plugin=decoder, bits_stored=dataset.BitsStored + unused) >> unused
     return pixel_array(dataset, index=frame, decoding_plugin=decoder)
+
+
+def _by_its_own_word(dataset: "Dataset", frame: int) -> np.ndarray | None:
+    """RGB of a JPEG that tells its colours itself: subsampled ones are YCbCr, though the header still says what was compressed,
+    and components called R, G and B are those, which pydicom refuses. None where the header has to be believed.
+    """
+    from pydicom.encaps import get_frame
+
+    coded = get_frame(dataset.PixelData, frame, number_of_frames=max(1, int(dataset.get("NumberOfFrames") or 1)))
+    jpeg = Pillow.open(io.BytesIO(coded), formats=["JPEG"])
+    named = bytes(component for component, *_ in jpeg.layer) == b"RGB"
+    subsampled = len({(across, down) for _, across, down, _ in jpeg.layer}) > 1
+    return np.asarray(jpeg) if named or subsampled else None
 
 
 def _single_bits(dataset: "Dataset", frame: int) -> np.ndarray:

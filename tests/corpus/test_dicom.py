@@ -1,11 +1,15 @@
 """DICOM: every kind of file becomes the picture it means, or is kept aside with its reason."""
 
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
+from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 
 from corpus.readers import dicom
 from corpus.readers.source import Source
@@ -191,6 +195,22 @@ def test_colour_by_plane(tmp_path):
     rgb[..., 0] = 200
     made = dataset(rgb, PlanarConfiguration=1, PixelData=rgb.transpose(2, 0, 1).tobytes())
     assert (picture(tmp_path, made)[5, 5] == (200, 0, 0)).all()
+
+
+@pytest.mark.parametrize("coded", [{"subsampling": 2}, {"subsampling": 1}, {"keep_rgb": True}])
+def test_a_jpeg_that_tells_its_colours_is_believed(tmp_path, coded):
+    """Devices write RGB for what they compressed to subsampled YCbCr; without JFIF's and Adobe's segments the codestream alone tells."""
+    ramp = np.linspace(0, 255, 64)
+    rgb = np.stack([np.add.outer(ramp, ramp) / 2, np.add.outer(ramp, 255 - ramp) / 2, np.add.outer(255 - ramp, 0 * ramp + 80) / 2], axis=-1).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, "JPEG", quality=95, **coded)
+    data = stream.getvalue()
+    while 0xE0 <= data[3] <= 0xEF:
+        data = data[:2] + data[4 + int.from_bytes(data[4:6], "big") :]
+    made = dataset(rgb, PixelData=encapsulate([data]))
+    made.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    assert np.abs(picture(tmp_path, made) - rgb).max() < 6
 
 
 def test_floating_point_pixels(tmp_path):
