@@ -32,10 +32,11 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
         yield from image_questions.records(file, source, license=source.license or LICENSE, attribution=ATTRIBUTION)
         return
     by_picture: dict[tuple[str, str], list[tuple[dict, Turn | None]]] = {}
+    named = tree.split(file, source) or "train"
     for number, row in enumerate(textfiles.json_rows(file)):
         try:
             asked = row, turn(row.get("question"), row.get("answer"), row.get("answer_type"))
-            by_picture.setdefault((str(row["image_name"]).strip(), _split(row)), []).append(asked)
+            by_picture.setdefault((str(row["image_name"]).strip(), _split(row, named)), []).append(asked)
         except MALFORMED as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
     root = source.image_root or next((file.parent / name for name in _FOLDERS if (file.parent / name).is_dir()), file.parent)
@@ -43,8 +44,9 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
         yield _record(picture, split, rows, root, source, f"{source.place(file)}:{shown(picture)}:{split}")
 
 
-def _split(row: dict) -> str:
-    return "test" if str(row["phrase_type"]).strip().startswith("test") else "train"
+def _split(row: dict, named: str) -> str:
+    """Test where the row says so. Where it says nothing, `named`: the field's trainset.json and testset.json have no `test_` in their rows."""
+    return "test" if str(row["phrase_type"]).strip().startswith("test") else named
 
 
 def _record(picture: str, split: str, rows: list[tuple[dict, Turn | None]], root: Path, source: Source, place: str) -> Record:

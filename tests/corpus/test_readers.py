@@ -135,6 +135,13 @@ def test_vqa_rad_json(tmp_path):
     assert train.modality is None and train.images[0]().size == (96, 96)
 
 
+def test_vqa_rad_in_two_files_of_which_rows_do_not_tell_the_split(tmp_path):
+    rows = [layouts.vqa_rad_row(1, "Is it left?", "No", answer_type="CLOSED")]
+    for name in ("trainset", "testset"):
+        layouts.dump(rows, tmp_path / f"{name}.json")
+    assert [(r.where, r.split) for r in read(tmp_path, "vqa-rad")[0]] == [("testset.json:synpic1.jpg:test", "test"), ("trainset.json:synpic1.jpg:train", "train")]
+
+
 @pytest.mark.parametrize("format, folder", [("vqa-rad", "vqa-rad"), ("path-vqa", "path_vqa")])
 def test_parquet_of_image_question_and_answer(tmp_path, format, folder):
     layouts.image_questions(tmp_path / folder / "data" / "train-00000-of-00001-ea5e.parquet")
