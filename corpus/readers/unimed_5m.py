@@ -38,7 +38,7 @@ def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
         where = f"{source.place(file)}:{number}"
         try:
             row = {ours: found[theirs] for ours, theirs in names.items()}
-            row |= _message(row)
+            row |= _message(row) | _caption(row)
             yield unimedvl.record(row, where, where, root, source, damaged(row.get("message"), row.get("caption")))
         except MALFORMED as error:
             yield malformed(source, where, error)
@@ -63,3 +63,12 @@ def _message(row: dict) -> dict:
     if row.get("message") is not None or row.get("question") is None:
         return {}
     return {"message": [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row.get("answer")}]}
+
+
+def _caption(row: dict) -> dict:
+    """The first of several captions by name, which the published text-to-image Parquet has as JSON."""
+    try:
+        named = textfiles.parsed(row["caption"])
+    except MALFORMED:  # no JSON: a plain caption, or none
+        return {}
+    return {"caption": next((said for said in named.values() if said), None)} if isinstance(named, dict) else {}

@@ -101,6 +101,14 @@ def test_any_parquet_table_by_its_columns(tmp_path):
     assert [len(r.turns) for r in records] == [2, 1] and [r.patient for r in records] == ["person 0", "person 1"] and records[0].modality == "CT"
 
 
+def test_of_captions_by_name_the_first_is_taken(tmp_path):
+    """The Parquet of the published text-to-image loader: `image` and, as JSON, `captions`."""
+    given = [json.dumps({"short": "An IHC slide.", "long": "A slide of the colon, stained."}), "{}", "A plain {caption}.", "{1", None]
+    rows = [{"image": layouts.encoded(n), "captions": captions} for n, captions in enumerate(given)]
+    records, aside = read(layouts.table(rows, tmp_path / "0.parquet"), "unimed-5m", columns={"output_img": "image", "caption": "captions"})
+    assert not aside and [r.caption for r in records] == ["An IHC slide.", None, "A plain {caption}.", "{1", None] and same(records[0].images[0], 0)
+
+
 @pytest.mark.parametrize("columns, told", [({"message": "absent"}, "absent"), ({"picture": "picture"}, "picture"), ({"input_img": "picture"}, "caption")])
 def test_a_missing_column_is_named_with_those_there(tmp_path, columns, told):
     file = layouts.table([{"picture": b"1", "words": "2"}], tmp_path / "own.parquet")
