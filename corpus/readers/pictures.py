@@ -22,6 +22,8 @@ from corpus.record import Opener, Unreadable
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Marks that paths have, and how base64 of PNG, JPEG, GIF, BMP, TIFF and WebP begins.
 _PATH_LIKE, _BASE64_LIKE = re.compile(r"[/\\.]"), re.compile(r"\s*(data:|iVBOR|/9j/|R0lG|Qk|SUkq|TU0A|UklG)")
+# Texts without quotation marks, as pandas writes a list into a table.
+_PYTHONS_LIST = re.compile(r"""\s*\[\s*'[^'"\\]*'(\s*,\s*'[^'"\\]*')*\s*\]\s*""")
 # Longer text is not a path on any file system in use.
 _LONGEST_PATH = 1024
 # Colours of 16 bits lose their low byte; pictures of 12 bits in 16 reach 16 of 255 then.
@@ -128,8 +130,9 @@ def find(cell: object, root: Path, max_pixels: int) -> tuple[str, Opener]:
 
 
 def cells(value: object) -> list:
-    """The pictures of a field that may have several: a list, as JSON too, or the only one."""
-    value = parsed(value) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
+    """The pictures of a field that may have several: a list, as JSON or Python write it too, or the only one."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = parsed(value.replace("'", '"') if _PYTHONS_LIST.fullmatch(value) else value)
     return [] if value is None or value == "" else [v for v in value if v] if isinstance(value, list) else [value]
 
 

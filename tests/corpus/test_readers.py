@@ -278,7 +278,9 @@ def test_omni_med_vqa_with_an_answer_that_is_no_option(tmp_path):
     assert len(record.turns) == 1 and [(r.where, r.reason) for r in aside] == [(f"Demo.json:{n}", "malformed-record") for n in (0, 1)]
 
 
-def test_gmai_mmbench_with_several_pictures(tmp_path):
-    both = json.dumps([layouts.base64_text(11), layouts.base64_text(12)])
+@pytest.mark.parametrize("written", [json.dumps, str])
+def test_gmai_mmbench_with_several_pictures(tmp_path, written):
+    """VLMEvalKit's tables have Python's lists."""
+    both = written([layouts.base64_text(11), layouts.base64_text(12)])
     (record,), (aside,) = read(layouts.gmai(tmp_path / "x.tsv", [layouts.gmai_row(0, 1, image=both), layouts.gmai_row(1, 1, image="[]")]), "gmai-mmbench")
     assert same(record.images[0], 11) and same(record.images[1], 12) and len(record.turns) == 1 and aside.reason == "malformed-record"
