@@ -77,7 +77,7 @@ def read_each(source: Source, recognises: Callable[[Path], bool], read_file: Rea
 def split(file: Path, source: Source) -> str | None:
     """The split that a word of the file's name tells, or else a folder of the source: test-00000-of-00001.parquet, default/test/0000.parquet."""
     *folders, name = Path(source.place(file)).parts
-    return next((split for word in (*re.split("[-_.]", name), *reversed(folders)) if (split := vocabulary.split(word))), None)
+    return next((split for word in (*re.split(r"[-_.\s]", name), *reversed(folders)) if (split := vocabulary.split(word))), None)
 
 
 def nothing(source: Source, wanted: str) -> FileNotFoundError:

@@ -161,7 +161,7 @@ def test_parquet_of_image_question_and_answer(tmp_path, format, folder):
     assert records[0].license == ("CC0-1.0" if format == "vqa-rad" else None)
 
 
-@pytest.mark.parametrize("place", ["default/test/0000.parquet", "default/vqa-rad-test.parquet", "test-00000-of-00001.parquet"])
+@pytest.mark.parametrize("place", ["default/test/0000.parquet", "default/vqa-rad-test.parquet", "test-00000-of-00001.parquet", "VQA RAD test (1).parquet"])
 @pytest.mark.parametrize("format", ["vqa-rad", "path-vqa", "unimed-5m"])
 def test_the_split_of_a_parquet_file_is_that_of_its_name_or_folder(tmp_path, format, place):
     layouts.image_questions(tmp_path / place)
