@@ -1,7 +1,7 @@
 """A row of UniMedVL's training data, in whatever file it lies: what its pictures and messages mean.
 
 Both inputs and outputs: an edit of the first input into the first output. An output alone, or an input with the task
-"generation": a picture to draw. Inputs alone: questions about them. None: text.
+"generation" to which nobody points by an <image> mark: a picture to draw. Inputs alone: questions about them. None: text.
 """
 
 from itertools import pairwise
@@ -16,6 +16,8 @@ from corpus.sample import Turn
 
 FIELDS = ("main_task_type", "sub_task_type", "modality", "dataset", "input_img", "output_img", "message")
 _DRAWING = ("generation", "t2i", "text-to-image")
+# Where a picture stands among the words.
+_MARK = "<image>"
 
 
 def record(row: dict, key: str, where: str, root: Path, source: Source, noted: dict) -> Record:
@@ -34,7 +36,7 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
     turns, task = _turns(row.get("message")), (text(row.get("main_task_type")) or "").casefold()
     asked = turns[0].question if turns else None
     said = {name: told for name in ("dataset", "main_task_type", "sub_task_type") if (told := text(row.get(name)))}
-    if outputs or (inputs and any(word in task for word in _DRAWING)):
+    if outputs or (inputs and any(word in task for word in _DRAWING) and not _is_shown(row.get("message"))):
         said |= {"response": turns[0].answer} if turns and turns[0].answer else {}
         drawn = asked or text(row.get("caption"))
         content = {"instruction": drawn, "target": outputs[0][1]} if inputs and outputs else {"caption": drawn}
@@ -58,16 +60,25 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
 def _is_text(row: dict) -> bool:
     """Whether a row without pictures is meant to have none."""
     task = (text(row.get("main_task_type")) or "text").casefold()
-    return "text" in task and not any(word in task for word in _DRAWING) and "<image>" not in str(row.get("message"))
+    return "text" in task and not any(word in task for word in _DRAWING) and _MARK not in str(row.get("message"))
+
+
+def _is_shown(message: object) -> bool:
+    """Whether the human's words point at an input: of a report's "generation" it is the subject, not what is to be drawn."""
+    return any(who == "human" and _MARK in words(value) for who, value in _spoken(message))
+
+
+def _spoken(message: object) -> list[tuple[str, object]]:
+    return [(m["from"], m["value"]) for m in (parsed(message) if isinstance(message, str) else message or [])]
 
 
 def _turns(message: object) -> list[Turn]:
     """Pairs of a human's and the model's words, lines kept; a human's words without an answer have an empty one."""
-    spoken = [(m["from"], _words(m["value"])) for m in (parsed(message) if isinstance(message, str) else message or [])]
+    spoken = [(who, _words(value)) for who, value in _spoken(message)]
     pairs = pairwise([*spoken, ("human", "")])
     return [Turn(asked, reply if then == "gpt" else "", kind(reply)) for (who, asked), (then, reply) in pairs if who == "human" and asked]
 
 
 def _words(value: object) -> str:
-    said = words(value).replace("<image>", " ").strip()
+    said = words(value).replace(_MARK, " ").strip()
     return said if answer(said) else ""

@@ -65,6 +65,13 @@ def test_unimedvl_may_say_in_a_caption_what_is_drawn(tmp_path):
     assert second.instruction == "Stain it." and second.target and not second.caption
 
 
+@pytest.mark.parametrize("task", ["report_generation", "text_generation", "generation"])
+def test_an_input_that_is_asked_about_is_not_to_be_drawn(tmp_path, task):
+    row = {"main_task_type": task, "input_img": [{"path": "0.png"}], "message": layouts.talk("<image>Write a report.", "A slide of the colon.")}
+    (record,), aside = read(layouts.jsonl([row], tmp_path / "rows.jsonl"), "unimedvl-jsonl")
+    assert not aside and record.turns == (Turn("Write a report.", "A slide of the colon.", "OPEN"),) and record.caption is None
+
+
 @pytest.mark.parametrize("inputs", [[], [{"path": "0.png"}]])
 def test_further_turns_of_a_picture_to_draw_are_counted(tmp_path, inputs):
     row = {"input_img": inputs, "output_img": [{"path": "1.png"}], "message": layouts.talk("Draw a slide.", "Here.", "Is it stained?", "Yes.")}
