@@ -42,6 +42,8 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
         content = {"instruction": drawn, "target": outputs[0][1]} if inputs and outputs else {"caption": drawn}
         content["left_out"] = len(turns[1:])
         shown = inputs[:1] if inputs and outputs else (outputs or inputs)[:1]
+        further = inputs[1:] + outputs[1:]
+        said |= {"pictures_left_out": len(further)} if further else {}
     else:
         answered = tuple(t for t in turns if t.answer)
         content, shown = {"turns": answered, "caption": text(row.get("caption")), "left_out": len(turns) - len(answered)}, inputs

@@ -79,6 +79,13 @@ def test_further_turns_of_a_picture_to_draw_are_counted(tmp_path, inputs):
     assert not aside and (record.caption or record.instruction) == "Draw a slide." and record.left_out == 1
 
 
+def test_further_pictures_to_draw_are_counted(tmp_path):
+    two = [{"path": "0.png"}, {"path": "1.png"}]
+    rows = [{"input_img": inputs, "output_img": two, "message": layouts.talk("Draw.", "Here.")} for inputs in (two[:1], two, [])]
+    records, aside = read(layouts.jsonl(rows, tmp_path / "rows.jsonl"), "unimedvl-jsonl")
+    assert not aside and [r.labels["pictures_left_out"] for r in records] == [1, 2, 1]
+
+
 def test_unimed_5m_base64(tmp_path):
     rows = [
         {"input_img": [layouts.base64_text(0)], "output_img": None, "message": layouts.talk("<image>What?", "IHC"), "modality": "HIS"},
