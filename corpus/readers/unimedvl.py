@@ -1,7 +1,7 @@
 """A row of UniMedVL's training data, in whatever file it lies: what its pictures and messages mean.
 
 Both inputs and outputs: an edit of the first input into the first output. An output alone, or an input with the task
-"generation" to which nobody points by an <image> mark: a picture to draw. Inputs alone: questions about them. None: text.
+"generation": a picture to draw. Inputs alone: questions about them. None: text.
 """
 
 from itertools import pairwise
@@ -36,7 +36,7 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
     turns, task = _turns(row.get("message")), (text(row.get("main_task_type")) or "").casefold()
     asked = turns[0].question if turns else None
     said = {name: told for name in ("dataset", "main_task_type", "sub_task_type") if (told := text(row.get(name)))}
-    if outputs or (inputs and any(word in task for word in _DRAWING) and not _is_shown(row.get("message"))):
+    if outputs or (inputs and _draws(task, row.get("message"))):
         said |= {"response": turns[0].answer} if turns and turns[0].answer else {}
         drawn = asked or text(row.get("caption"))
         content = {"instruction": drawn, "target": outputs[0][1]} if inputs and outputs else {"caption": drawn}
@@ -65,9 +65,11 @@ def _is_text(row: dict) -> bool:
     return "text" in task and not any(word in task for word in _DRAWING) and _MARK not in str(row.get("message"))
 
 
-def _is_shown(message: object) -> bool:
-    """Whether the human's words point at an input: of a report's "generation" it is the subject, not what is to be drawn."""
-    return any(who == "human" and _MARK in words(value) for who, value in _spoken(message))
+def _draws(task: str, message: object) -> bool:
+    """Whether an input alone is what is to be drawn. Of a report's "generation" it is the subject, which the human's words then point at."""
+    if task in _DRAWING:
+        return True
+    return any(word in task for word in _DRAWING) and not any(who == "human" and _MARK in words(value) for who, value in _spoken(message))
 
 
 def _spoken(message: object) -> list[tuple[str, object]]:

@@ -65,11 +65,12 @@ def test_unimedvl_may_say_in_a_caption_what_is_drawn(tmp_path):
     assert second.instruction == "Stain it." and second.target and not second.caption
 
 
-@pytest.mark.parametrize("task", ["report_generation", "text_generation", "generation"])
-def test_an_input_that_is_asked_about_is_not_to_be_drawn(tmp_path, task):
+@pytest.mark.parametrize("task, drawn", [("report_generation", False), ("text_generation", False), ("generation", True), ("image_generation", False)])
+def test_an_input_that_another_task_than_generation_asks_about_is_not_to_be_drawn(tmp_path, task, drawn):
     row = {"main_task_type": task, "input_img": [{"path": "0.png"}], "message": layouts.talk("<image>Write a report.", "A slide of the colon.")}
     (record,), aside = read(layouts.jsonl([row], tmp_path / "rows.jsonl"), "unimedvl-jsonl")
-    assert not aside and record.turns == (Turn("Write a report.", "A slide of the colon.", "OPEN"),) and record.caption is None
+    assert not aside and record.caption == ("Write a report." if drawn else None)
+    assert record.turns == (() if drawn else (Turn("Write a report.", "A slide of the colon.", "OPEN"),))
 
 
 @pytest.mark.parametrize("inputs", [[], [{"path": "0.png"}]])
