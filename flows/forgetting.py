@@ -18,6 +18,7 @@ from flows.releases import all_releases, make_release
 from infra.corpus_repo import CorpusRepo, object_key
 from infra.records import utc_now
 from infra.settings import get_settings
+from infra.stack import Stack
 from infra.store import ObjectStore, corpus_store
 
 
@@ -68,6 +69,9 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
         _purge(keys, old, known["releases"], store)
         if left := _look(keys, store).anything():
             raise StillThere(f"{left} objects and files hold patient {patient} again, which another command wrote meanwhile: run this one again")
+    # Even if nothing is left to delete: the command before this one may have been stopped here.
+    if purge and (purged or not old.anything()) and not Stack().overwrite_deleted():
+        on_line("bytes of what was deleted are still on the store's disk, which may be full or in use: run this one again")
     return {"patient": patient, "linked": sorted(others), "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
 
 

@@ -34,6 +34,8 @@ RAY_CPUS = 6
 RAY_CORES = "cores"
 RAY_OBJECT_STORE_BYTES = 300_000_000
 
+_LET_GO_S = 2.5
+
 OnStep = Callable[[str], None]
 
 
@@ -93,6 +95,18 @@ class Stack:
         urls = {"s3": self.settings.s3_endpoint, "prefect": self.settings.prefect_ui_url, "ray": self.settings.ray_dashboard_url, "worker": ""}
         found = {name: self._process(name) for name in SERVICES}
         return [ServiceStatus(n, p is not None, p.pid if p else None, urls[n], str(self.logs / f"{n}.log")) for n, p in found.items()]
+
+    def overwrite_deleted(self) -> bool:
+        """Have this stack's S3 write its files without what was deleted, which else stays on the disk until there is much of it; False if it could not.
+
+        Of a store that this stack did not start, nothing is known.
+        """
+        if not self._process("s3"):
+            return True
+        # It lets go of a deleted object's parts in the background, about a second later.
+        time.sleep(_LET_GO_S)
+        _json_of(f"http://127.0.0.1:{self._ports['master']}/vol/vacuum?garbageThreshold=0", timeout=3600)
+        return not any(volume["DeletedByteCount"] for volume in _json_of(f"http://127.0.0.1:{self._ports['volume']}/status")["Volumes"] or ())
 
     def is_up(self) -> bool:
         return all(status.running for status in self.status())
@@ -318,6 +332,13 @@ def _answers(url: str, headers: dict[str, str] | None = None) -> bool:
 
     with urlopen(Request(url, headers=headers or {}), timeout=2) as answer:
         return answer.status == 200
+
+
+def _json_of(url: str, timeout: float = 30) -> dict:
+    from urllib.request import urlopen
+
+    with urlopen(url, timeout=timeout) as answer:
+        return json.load(answer)
 
 
 def _takes_writes(store: ObjectStore) -> bool:

@@ -116,6 +116,21 @@ def test_a_purge_after_a_plain_forget_leaves_nothing(ward):
     assert forget(ward.key(0))["purged"] == []
 
 
+def test_what_was_purged_is_not_on_the_disk_of_the_store_either(ward):
+    number = ward.more(1)
+    release()
+    picture = (ward.folder / f"{number}-0.png").read_bytes()
+    middle = picture[len(picture) // 2 :][:200]
+    assert middle in on_disk()
+    forget(ward.key(number))
+    assert middle not in on_disk()
+
+
+def on_disk() -> bytes:
+    """What the store's files hold."""
+    return b"".join(path.read_bytes() for path in (get_settings().state_dir / "s3").rglob("*") if path.is_file())
+
+
 def test_who_saw_the_patient_and_the_patients_beside_is_told_after_a_purge(ward):
     ward.more(1)
     release()
