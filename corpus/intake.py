@@ -371,7 +371,8 @@ def _conflict(name: str) -> SourceConflict:
 
 def find(name: str, store: ObjectStore) -> dict:
     """The record of a source. Raises LookupError: none of this name was added."""
-    if not (found := _current(store, name)[0]):
+    # A name with a slash would be that of something else that is kept there.
+    if "/" in name or not (found := _current(store, name)[0]):
         raise LookupError(f"no source {name} was added; `unimed data list` names those that were, and sources.yaml lists those that are built in")
     return found
 

@@ -150,7 +150,7 @@ class CorpusRepo:
 
     def _send(self, md5: str, store: ObjectStore, origin: str | None = None) -> None:
         if not store.exists(object_key(md5)) and not (origin and self._copied(md5, store, origin)):
-            store.upload_file(self._cached(md5), object_key(md5))
+            store.upload_file(self._taken_up(md5), object_key(md5))
 
     def _copied(self, md5: str, store: ObjectStore, origin: str) -> bool:
         """Whether the store could copy the file from where it has it already. Written in one piece, an object has its hash as its etag; if not, it is sent."""
@@ -187,8 +187,12 @@ class CorpusRepo:
         return self._git("tag", "--list", "corpus/*", "--sort=creatordate").split()
 
     def files(self) -> dict[str, dict]:
-        """{path: {path, md5, key, size}} of the release's files as DVC took them up; `key` is the object in the corpus bucket."""
-        listed = json.loads(self._cached(self.dvc_hash()).read_text())
+        """{path: {path, md5, key, size}} of the release's files as DVC took them up; `key` is the object in the corpus bucket.
+
+        Raises:
+            RepositoryError: DVC did not write its cache, which it does not tell where the disk is full.
+        """
+        listed = json.loads(self._taken_up(self.dvc_hash()).read_text())
         return {entry["relpath"]: self._file(entry["relpath"], entry["md5"]) for entry in sorted(listed, key=lambda e: e["relpath"])}
 
     def _file(self, path: str, md5: str) -> dict:
@@ -196,6 +200,11 @@ class CorpusRepo:
 
     def _cached(self, md5: str) -> Path:
         return self.path / CACHE / "files" / "md5" / md5[:2] / md5[2:]
+
+    def _taken_up(self, md5: str) -> Path:
+        if not (path := self._cached(md5)).exists():
+            raise RepositoryError(f"DVC's cache {self.path / CACHE} lacks what it should have taken up; is the disk full? Run this one again when there is room")
+        return path
 
     def discard(self, md5s: Iterable[str]) -> None:
         """Delete files of these hashes from DVC's cache in the clone."""

@@ -291,6 +291,8 @@ def test_a_source_that_was_removed_is_in_no_later_release(clinic, unimed, tmp_pa
     assert unimed("remove", "annex", "--yes")[0] == 0
     second = release()
     assert second["changed"] == {"annex": -first["card"]["sources"]["annex"]}
+    for other in ("../annex", "clinic/journal"):
+        assert "no source" in unimed("remove", other, "--yes")[1], "what is kept beside sources is none"
     for verb in ("remove", "show"):
         code, told = unimed(verb, "annex")
         assert code == 1 and "annex" in told and "unimed data list" in told

@@ -1,11 +1,12 @@
 """The clone where releases are made is nobody's but ours: what the user has set for git and DVC does not reach it."""
 
 import os
+import shutil
 import subprocess
 
 import pytest
 
-from infra.corpus_repo import OUT, CorpusRepo
+from infra.corpus_repo import OUT, CorpusRepo, RepositoryError
 from infra.settings import Settings
 
 TAG = "corpus/2026-01-01.1"
@@ -80,3 +81,11 @@ def test_the_repository_a_user_is_in_is_not_the_one_that_is_written(settings, ch
     assert_made(repo, checkout)
     assert git(other, "tag", "--list") == "" and git(other, "status", "--porcelain") == "" and not (other / ".git" / "index").exists()
     assert git(repo.path, "log", "-1", "--format=%an, %cn").strip() == "Anna, UniMed Ops"
+
+
+def test_a_cache_that_was_not_written_is_told_with_what_may_be_the_matter(settings):
+    """On a full disk `dvc commit` ends as if all were well."""
+    repo = make(settings)
+    shutil.rmtree(repo.path / ".dvc" / "cache")
+    with pytest.raises(RepositoryError, match="is the disk full"):
+        repo.files()
