@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from corpus import vocabulary
 from corpus.readers import FORMATS
 from flows import console
 from flows.console import Json
@@ -34,6 +35,10 @@ def data_add(
         raise console.fail(f"{format!r} is no format; these are: auto, {', '.join(FORMATS)}", console.USAGE)
     if len(named) != len(columns or []):
         raise console.fail("--columns takes our=theirs, each of ours once", console.USAGE)
+    if modality and not vocabulary.modality(modality):
+        raise console.fail(f"{modality!r} is no modality; these are: {', '.join(vocabulary.MODALITIES)}", console.USAGE)
+    if split and not vocabulary.split(split):
+        raise console.fail(f"{split!r} is no split; these are: train, val, test", console.USAGE)
     for place in (path, image_root):
         if place and not place.exists():
             raise console.fail(f"{place} does not exist", console.USAGE)
