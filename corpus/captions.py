@@ -39,6 +39,8 @@ _SMALL_WORDS = {
 }
 # Of each such word, its languages.
 _LANGUAGES = {word: tuple(name for name, words in _SMALL_WORDS.items() if word in words) for words in _SMALL_WORDS.values() for word in words}
+# How Unicode's names of their letters begin.
+_SCRIPTS = dict.fromkeys(_SMALL_WORDS, "LATIN") | {"zh": "CJK"}
 _FIRST_SENTENCE = re.compile(r".*?[.!?](?=\s|$)|.+", re.DOTALL)
 
 
@@ -55,20 +57,24 @@ def _named(sentence: str) -> list[tuple[str, ...]]:
     return [fits for pattern, fits in _FITS if pattern.search(sentence)]
 
 
-def may_be_english(text: str) -> bool:
-    """False if most letters are of another script, or the small words are those of another language."""
-    return _in_latin_script(text) and not _in_another_language(text)
+def may_be_in(languages: tuple[str, ...], text: str) -> bool:
+    """False if most letters are of another script, or the small words are those of another language, than any of these.
+
+    Of languages that are not known here nothing can be said: with one of them among these, all is True.
+    """
+    scripts = tuple({_SCRIPTS.get(name, "") for name in languages})
+    return "" in scripts or (_in_script(scripts, text) and not _in_another_language(languages, text))
 
 
-def _in_another_language(text: str) -> bool:
-    """True if one other language has three of its small words or more there, and twice as many as English."""
+def _in_another_language(languages: tuple[str, ...], text: str) -> bool:
+    """True if one other language has three of its small words or more there, and twice as many as any of these."""
     counts = Counter(name for word in re.findall(r"\w+", text.casefold()) for name in _LANGUAGES.get(word, ()))
-    english = counts.pop("en", 0)
-    return max(counts.values(), default=0) >= max(3, 2 * english + 1)
+    ours = max(counts.pop(name, 0) for name in languages)
+    return max(counts.values(), default=0) >= max(3, 2 * ours + 1)
 
 
-def _in_latin_script(text: str) -> bool:
-    if text.isascii():
+def _in_script(scripts: tuple[str, ...], text: str) -> bool:
+    if "LATIN" in scripts and text.isascii():
         return True
     letters = [c for c in text if c.isalpha()]
-    return sum(unicodedata.name(c, "").startswith("LATIN") for c in letters) >= len(letters) / 2
+    return sum(unicodedata.name(c, "").startswith(scripts) for c in letters) >= len(letters) / 2

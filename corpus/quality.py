@@ -104,7 +104,7 @@ def _labels(record: Record, fits: list[bool], caption: str | None, instruction: 
 def _caption_doubts(caption: str | None, modality: str, params: QualityParams) -> Iterator[tuple[str, str]]:
     if caption and captions.contradicts(caption, modality):
         yield "caption-contradicts", f"the caption names another kind of picture than {modality}"
-    if caption and params.languages == ("en",) and not captions.may_be_english(caption):
+    if caption and not captions.may_be_in(params.languages, caption):
         yield "caption-language", "the caption is in another language than those kept"
 
 

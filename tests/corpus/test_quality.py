@@ -187,6 +187,25 @@ def test_thresholds_of_the_profile(known, reason):
 
 
 @pytest.mark.parametrize(
+    "languages, caption, reason",
+    [
+        (("en", "zh"), "腹部CT图像显示肝脏。", None),
+        (("en", "zh"), "CT of the liver.", None),
+        (("en", "zh"), "КТ брюшной полости.", "caption-language"),
+        (("en", "zh"), "Das CT zeigt die Leber und die Milz mit einer Zyste.", "caption-language"),
+        (("zh",), "Axial slice of the liver.", "caption-language"),
+        (("de", "en"), "Das CT zeigt die Leber und die Milz mit einer Zyste.", None),
+        (("de",), "The CT of the liver and the spleen shows a cyst.", "caption-language"),
+        (("ja", "en"), "КТ брюшной полости.", None),
+    ],
+)
+def test_captions_are_of_the_languages_kept(languages, caption, reason):
+    """Of a language whose writing is not known here, nothing is said."""
+    outcome = quality.examine(record(0, caption=caption), QualityParams(languages=languages), SALT)
+    assert getattr(outcome, "reason", None) == reason
+
+
+@pytest.mark.parametrize(
     "size, reason, told",
     [
         ((3072, 512), None, ""),  # 512x85 px are a little more than 6 to 1
