@@ -6,6 +6,7 @@ from functools import cache
 from math import nan
 
 import torch
+from torch import Tensor
 
 from infra.records import utc_now
 from model.config import ModelConfig
@@ -56,8 +57,15 @@ class Meter:
         self.stalled += seconds
         self.mark = time.perf_counter()
 
-    def row(self, step: int) -> dict:
+    def own(self) -> Tensor:
+        """What the row needs of this worker: the room in its packs, and how long it waited, in a place of its own. It is given their sum over all."""
+        numbers = torch.zeros(1 + self.place.workers, dtype=torch.float64)
+        numbers[0], numbers[1 + self.place.rank] = self.capacity, self.waited
+        return numbers
+
+    def row(self, step: int, everybody: Tensor) -> dict:
         """The numbers since the last row; None where there is no mean."""
+        capacity, *waited = everybody.tolist()
         elapsed = time.perf_counter() - self.since
         working = max(elapsed - self.stalled, 1e-9)
         # Workers may have unequal numbers of streams.
@@ -71,9 +79,10 @@ class Meter:
             "lr": self.stage.learning_rate_at(step - 1),
             "grad_norm": norm,
             "tokens_per_s": self.tokens / working,
-            "real_share": self.own_tokens / max(self.capacity, 1),
+            "real_share": self.tokens / max(capacity, 1),
             "mfu": flops / working / self.peak,
-            "wait": self.waited / working,
+            # The others wait for the one that waits longest.
+            "wait": max(waited) / working,
             "stall": self.stalled / elapsed,
             "good": self.counts[-1],
             "skipped": self.skipped,

@@ -124,7 +124,7 @@ class StageRun:
             self._save()
 
     def _log(self, step: int) -> None:
-        row = self.meter.row(step)
+        row = self.meter.row(step, self.stepper.sum(self.meter.own()))
         if row["good"]:
             self.progress.history.append({key: row[key] for key in TOLD if row[key] is not None})
         self._tell_seen()

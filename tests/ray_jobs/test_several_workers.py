@@ -15,10 +15,10 @@ from tests.ray_jobs.test_stage_run import tiny  # noqa: F401
 from tests.ray_jobs.training_runs import MadePacks, learned, same, start
 
 
-def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9, streams: int = 2) -> dict:
+def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9, streams: int = 2, pause_s: float = 0.0) -> dict:
     """Run `name` on this many processes; returns its ending with what was learned and which samples were seen."""
     out.mkdir(exist_ok=True)
-    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps, "streams": streams}
+    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps, "streams": streams, "pause_s": pause_s}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -55,12 +55,13 @@ def test_two_workers_stopped_and_resumed_end_with_the_same_bits(tiny, s3, one, t
 
 
 def test_a_log_line_is_of_all_workers_however_many_streams_each_has(tiny, s3, tmp_path):  # noqa: F811
-    """Three streams: two of them are the first worker's, which writes the line. Each worker skips a sample a step."""
-    told = train(2, tiny, "uneven", tmp_path, streams=3)["rows"]
+    """Three streams: two of them are the first worker's, which writes the line. Each worker skips a sample a step; the second waits for data that fills half its pack."""
+    told = train(2, tiny, "uneven", tmp_path, streams=3, pause_s=0.3)["rows"]
     pack = MadePacks(ModelConfig.load(tiny))._pack("0", 0)
     for before, row in zip(told, told[1:]):
         working = (row["seconds"] - before["seconds"]) * (1 - row["stall"])
         assert row["tokens_per_s"] * working == pytest.approx(2 * 3 * pack.length, rel=0.1) and row["skipped"] == 2 * 2
+        assert row["real_share"] == pytest.approx(3 / 4) and row["wait"] * working > 2 * 0.3 * 0.9
 
 
 def test_another_number_of_workers_goes_on_with_the_same_samples(tiny, s3, one, tmp_path):  # noqa: F811

@@ -1,5 +1,6 @@
 """Short stages on made-up packs, run by one worker without Ray."""
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,12 @@ BAD = float("nan")
 
 
 class MadePacks:
-    """A loader whose packs depend on stream and position alone; at the positions `spoilt` they hold what is no number. Each batch has `skipped` these."""
+    """A loader whose packs depend on stream and position alone; at the positions `spoilt` they hold what is no number. Each batch has `skipped` these.
 
-    absent = ""
+    A worker without stream 0 has packs that are half full, and takes `pause_s` for them.
+    """
+
+    absent, pause_s = "", 0.0
 
     def __init__(self, config, numbers=(0, 1), spoilt: frozenset[int] = frozenset(), skipped: tuple[dict, ...] = ()):
         self.config, self.spoilt, self.skipped = config, spoilt, skipped
@@ -33,7 +37,10 @@ class MadePacks:
         drawn = [Drawn(name, position, f"made/{name}-{position}") for name, position in self.positions.items()]
         self.positions = {name: position + 1 for name, position in self.positions.items()}
         tokens = sum(made.length for made in packs.values())
-        return Batch(packs, drawn, self.state_dict(), list(self.skipped), tokens, tokens)
+        if "0" in packs:
+            return Batch(packs, drawn, self.state_dict(), list(self.skipped), tokens, tokens)
+        time.sleep(self.pause_s)
+        return Batch(packs, drawn, self.state_dict(), list(self.skipped), tokens, 2 * tokens)
 
     def _pack(self, name: str, position: int) -> PackedSequence:
         rng = torch.Generator().manual_seed(1000 * int(name) + position)

@@ -22,6 +22,7 @@ def main(rank: int, workers: int, port: str, plan: dict) -> None:
     training = TrainingParams(**TRAINING.model_dump() | {"workers": workers, "streams": plan["streams"], "parallel": plan["parallel"]})
     run, told = start(Path(plan["folder"]), plan["name"], Path(plan["scratch"]), notice=NoticeAt(plan["steps"]), training=training, place=place, stage=STAGE)
     run.loader.skipped = ({"stream": str(rank), "position": 0, "sample": "made/torn", "reason": "torn"},)
+    run.loader.pause_s = plan["pause_s"]
     ending = run.run()
     run.checkpoints.close()
     tensors = {name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).contiguous().clone() for name, tensor in run.state.tensors().items()}
