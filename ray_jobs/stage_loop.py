@@ -225,7 +225,7 @@ class StageRun:
         # A stage ends on a good step: after a bad one the next evaluation sees to it.
         if rule and progress.since_best >= rule.patience and not progress.watchdog.bad:
             progress.done = True
-            self._tell("early-stop", f"the validation loss has not fallen below {progress.best:.4f} for {rule.patience} evaluations")
+            self._tell("early-stop", f"the validation loss is {loss:.4f}: for patience={rule.patience} evaluations it has not fallen by more than min_delta={rule.min_delta:g} from {progress.best:.4f}")
 
     def _drained(self) -> bool:
         """Whether to save because a node goes away: asked every few steps, by all workers at the same one."""

@@ -394,11 +394,18 @@ def test_what_the_release_has_nothing_of_is_told(tiny, s3, tmp_path):
     assert told.events[0] == (0, "absent-task", run.loader.absent)
 
 
-def test_a_stage_stops_early_where_nothing_gets_better(tiny, tmp_path):
+def test_a_stage_stops_early_where_nothing_gets_better(tiny, s3, tmp_path):
     """A loss that is no number counts neither as better nor as worse."""
     run, told = start(tiny, "early", tmp_path, stage=StageParams(**STAGE.model_dump() | {"evaluate_every": 2, "early_stop": {"patience": 2}}))
     run.validation = Flat([BAD, 1.0, 1.0, BAD, 1.0])
     assert run.run() == "finished" and run.progress.step == 10 and told.kinds()[-1] == "early-stop"
+
+
+def test_a_loss_that_falls_by_too_little_is_told_as_one(tiny, s3, tmp_path):
+    run, told = start(tiny, "little", tmp_path, stage=StageParams(**STAGE.model_dump() | {"evaluate_every": 2, "early_stop": {"patience": 1, "min_delta": 0.5}}))
+    run.validation = Flat([1.0, 0.9])
+    run.run()
+    assert told.events[-1] == (4, "early-stop", "the validation loss is 0.9000: for patience=1 evaluations it has not fallen by more than min_delta=0.5 from 1.0000")
 
 
 def test_a_stage_that_stops_between_two_log_lines_has_a_last_one(tiny, tmp_path):
