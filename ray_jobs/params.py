@@ -124,7 +124,9 @@ class Params(BaseModel):
         if not 0 < share <= 1:
             raise ValueError(f"a share of the steps is above 0 and at most 1, not {share}")
         def cut(stages: tuple[StageParams, ...]) -> tuple[StageParams, ...]:
-            return tuple(stage.model_copy(update={"steps": max(1, round(stage.steps * share))}) for stage in stages)
+            steps = [max(1, round(stage.steps * share)) for stage in stages]
+            # No longer than the stage: its learning rate would never be reached.
+            return tuple(stage.model_copy(update={"steps": n, "warmup_steps": min(stage.warmup_steps, n)}) for stage, n in zip(stages, steps))
 
         return self.model_copy(update={"curriculum": cut(self.curriculum), "refresh": cut(self.refresh)})
 

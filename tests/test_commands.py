@@ -123,6 +123,7 @@ def test_what_profiles_say_is_accepted_at_any_share_of_their_steps():
         short = load_params(find_profile(profile)).shortened(0.01)
         # As a worker reads it.
         assert [StageParams(**stage.model_dump(mode="json")) for stage in short.curriculum] == list(short.curriculum)
+        assert all(max(map(stage.learning_rate_at, range(stage.steps))) == stage.learning_rate for stage in short.curriculum)
 
 
 def test_a_folder_is_no_parameter_file(tmp_path):
