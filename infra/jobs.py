@@ -200,12 +200,12 @@ def _submit_or_attach(client, spec: JobSpec, owner: str) -> tuple[str, str]:
 
 
 def _follow(client, attempt: str, on_log: Callable[[str], None]) -> None:
-    shown = 0
+    shown, line = 0, None
     while True:
         ended = client.get_job_status(attempt).is_terminal()
         text = client.get_job_logs(attempt)
         complete = len(text) if ended else text.rfind("\n") + 1
-        for line in readable(text[shown:complete]):
+        for line in readable(text[shown:complete], line):
             on_log(line)
         shown = max(shown, complete)
         if ended:
@@ -213,10 +213,10 @@ def _follow(client, attempt: str, on_log: Callable[[str], None]) -> None:
         time.sleep(POLL_S)
 
 
-def readable(log: str) -> list[str]:
-    """Lines of a job's log without colours, process prefixes, the framework's chatter and repetitions."""
+def readable(log: str, before: str | None = None) -> list[str]:
+    """Lines of a job's log without colours, process prefixes, the framework's chatter and repetitions; `before` is the line that was told last."""
     plain = [_REPEATED.sub("", _PREFIX.sub("", _COLOUR.sub("", line))).rstrip() for line in log.splitlines()]
-    return [line for line, before in zip(plain, [None, *plain]) if line and line != before and not _CHATTER.search(line)]
+    return [line for line, before in zip(plain, [before, *plain]) if line and line != before and not _CHATTER.search(line)]
 
 
 def _collect(client, spec: JobSpec, attempt: str) -> dict:

@@ -24,6 +24,13 @@ def test_lines_of_other_nodes_are_read_as_those_of_the_jobs_own():
     assert readable(log) == ["one step 20/40 ce 1.5", "one step 40/40 ce 1.2"]
 
 
+def test_a_line_that_is_printed_twice_is_told_once_wherever_the_log_is_cut():
+    lines = ["one step 20/40 ce 1.5", "one step 20/40 ce 1.5", "one step 40/40 ce 1.2", "one step 40/40 ce 1.2"]
+    for cut in range(5):
+        first = readable("\n".join(lines[:cut]))
+        assert first + readable("\n".join(lines[cut:]), first[-1] if first else None) == ["one step 20/40 ce 1.5", "one step 40/40 ce 1.2"]
+
+
 def test_a_job_runs_once_and_its_result_stays(stack, tmp_path):
     spec = JobSpec("sleepy", MODULE, {"trace": str(tmp_path / "t"), "seconds": 2})
     outcomes = []
