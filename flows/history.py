@@ -1,6 +1,6 @@
 """Where a sample or a patient has been: releases, stage checkpoints and models."""
 
-from collections.abc import Set
+from collections.abc import Iterable, Iterator, Set
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,7 +39,8 @@ def seen(sample: str | None = None, patient: Set[str] = frozenset()) -> dict:
     """As `trace`, of a patient by all the patient's keys; of what no release holds, nothing."""
     releases = [found for release in all_releases(corpus_store()) if (found := _found(release, sample, patient))]
     tags = {found["tag"]: found["splits"] for found in releases}
-    return {"releases": releases, "checkpoints": _checkpoints(tags), "models": _models(tags)}
+    versions = _versions()
+    return {"releases": releases, "checkpoints": _checkpoints(tags, versions), "models": _models(tags, versions)}
 
 
 def _found(release: dict, sample: str | None, patient: Set[str]) -> dict | None:
@@ -79,29 +80,54 @@ def whole_index(release: dict, uncounted: bool = False) -> pa.Table:
         raise LookupError(f"{release['tag']} is not whole on S3: {error} is missing; `unimed data verify {release['tag']}` says more") from None
 
 
-def _checkpoints(tags: dict[str, list[str]]) -> list[dict]:
-    """Stage checkpoints made from these releases: those saw what was in training, and scored what was not."""
-    store, found = log_store(), []
+def _checkpoints(tags: dict[str, list[str]], versions: dict) -> list[dict]:
+    """Stage checkpoints that learned from these releases, or began with weights that did: those saw what was in training, and scored what was not."""
+    stages = _stages()
+    found = ((prefix, stage, _met(_releases_of_stage(prefix, stages, versions), tags)) for prefix, stage in stages.items())
+    return [{"stage": stage["stage"], "checkpoint": prefix, **met} for prefix, stage, met in found if met]
+
+
+def _models(tags: dict[str, list[str]], versions: dict) -> list[dict]:
+    """Model versions, as `_checkpoints`."""
+    found = ((name, _met(_releases_of_model(name, versions), tags)) for name in sorted(versions))
+    return [{"version": name, **met} for name, met in found if met]
+
+
+def _met(releases: Iterable[str], tags: dict[str, list[str]]) -> dict | None:
+    """Of the releases that weights have learned from, the last first: the one in whose training it was, else the last that held it."""
+    held = [tag for tag in releases if tag in tags]
+    if not held:
+        return None
+    trained = [tag for tag in held if "train" in tags[tag]]
+    return {"release": (trained or held)[0], "trained": bool(trained)}
+
+
+def _stages() -> dict[str, dict]:
+    """By a checkpoint's prefix: its stage, release and start."""
+    store, found = log_store(), {}
     for entry in store.list("jobs/"):
         if entry.key.endswith("/result.json") and "stage" in (result := store.get_json(entry.key)["result"]):
-            release = store.get_json(entry.key.replace("result.json", "inputs.json")).get("release")
-            if release in tags:
-                found.append({"stage": result["stage"], "checkpoint": result["prefix"], "release": release, "trained": "train" in tags[release]})
+            inputs = store.get_json(entry.key.replace("result.json", "inputs.json"))
+            found[result["prefix"]] = {"stage": result["stage"], "release": inputs.get("release"), "start": inputs.get("start", {})}
     return found
 
 
-def _models(tags: dict[str, list[str]]) -> list[dict]:
+def _versions() -> dict:
     from infra.registry import ModelRegistry
 
-    registry = ModelRegistry()
-    versions = {v.id: v for v in registry.list()}
-    found = {v.id: v.lineage["release"] for v in versions.values() if v.lineage.get("release") in tags}
-    # A refreshed model saw what its parent saw.
-    while heirs := {v.id: found[origin] for v in versions.values() if v.id not in found and (origin := _origin(v)) in found}:
-        found |= heirs
-    return [{"version": name, "release": tag, "trained": "train" in tags[tag]} for name, tag in sorted(found.items())]
+    return {version.id: version for version in ModelRegistry().list()}
 
 
-def _origin(version) -> str | None:
-    """The model version whose weights this one went on from."""
-    return next((stage["version"] for stage in version.lineage.get("stages", ()) if stage.get("version")), None)
+def _releases_of_stage(prefix: str | None, stages: dict[str, dict], versions: dict) -> Iterator[str]:
+    """A stage's own release, then those of what it began with."""
+    while stage := stages.get(prefix):
+        yield stage["release"]
+        yield from _releases_of_model(stage["start"].get("version"), versions)
+        prefix = stage["start"].get("prefix")
+
+
+def _releases_of_model(name: str | None, versions: dict) -> Iterator[str]:
+    """A refreshed model's own release, then those of the versions whose weights it went on from."""
+    while version := versions.get(name):
+        yield version.lineage.get("release")
+        name = next((stage["version"] for stage in version.lineage.get("stages", ()) if stage.get("version")), None)

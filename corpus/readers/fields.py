@@ -95,7 +95,8 @@ def _chosen(offered: dict[str, str], answered: str, by_letter: bool) -> str | No
     same = next((letter for letter, said in offered.items() if said == answered), None)
     alike = next((letter for letter, said in offered.items() if said.casefold() == answered.casefold()), None)
     named = answered if answered in offered else None
-    return (named or same or alike) if by_letter else (same or alike or named)
+    small = answered.upper() if answered.upper() in offered else None
+    return (named or same or alike or small) if by_letter else (same or alike or named)
 
 
 def modality(value: object) -> str | None:

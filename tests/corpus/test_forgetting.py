@@ -19,8 +19,9 @@ from flows import forgetting, history, releases, review
 from flows.cli_data import app
 from flows.releases import all_releases, make_release
 from infra.corpus_repo import CorpusRepo, RepositoryError
+from infra.registry import ModelRegistry
 from infra.settings import get_settings
-from infra.store import ObjectStore, corpus_store
+from infra.store import ObjectStore, corpus_store, log_store
 from ray_jobs.ingest import add_source, salt
 from tests.corpus.test_releases import SPLITS, record
 
@@ -114,6 +115,38 @@ def test_a_purge_after_a_plain_forget_leaves_nothing(ward):
     done = forget(ward.key(0))
     assert done["purged"] == first["left"] and not done["left"] and holding(ward.key(0)) == []
     assert forget(ward.key(0))["purged"] == []
+
+
+def test_a_refreshed_model_was_trained_on_what_its_parent_was(ward, tmp_path):
+    number = ward.more(1, split="train")
+    first = release()
+    records = ward.folder / "records.jsonl"
+    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    records.write_text("".join(json.dumps(line | ({"split": "test"} if line["patient"] == f"Doe {number}" else {})) + "\n" for line in lines))
+    ward.take_in()
+    second = release()
+    parent = published(tmp_path / "parent", {"release": first})
+    other = published(tmp_path / "other", {"release": second})
+    heir = published(tmp_path / "heir", {"release": second, "stages": [{"version": parent}]})
+    for name, start in (("own", {"version": parent}), ("next", {"prefix": "runs/own"}), ("other", {"version": other})):
+        log_store().put_json(f"jobs/{name}/inputs.json", {"release": second, "start": start})
+        log_store().put_json(f"jobs/{name}/result.json", {"result": {"stage": name, "prefix": f"runs/{name}"}})
+    try:
+        found = history.trace(patient=ward.key(number))
+    finally:
+        for folder in ("own", "next", "other"):
+            log_store().delete_dir(f"jobs/{folder}/")
+        for version in (parent, other, heir):
+            ModelRegistry().store.delete_dir(f"versions/{version}/")
+    on_parent, on_own = {"release": first, "trained": True}, {"release": second, "trained": False}
+    assert {m.pop("version"): m for m in found["models"]} == {parent: on_parent, heir: on_parent, other: on_own}
+    assert {c.pop("stage"): c for c in found["checkpoints"]} == {name: {"checkpoint": f"runs/{name}"} | said for name, said in (("own", on_parent), ("next", on_parent), ("other", on_own))}
+
+
+def published(folder: Path, lineage: dict) -> str:
+    folder.mkdir()
+    (folder / "ema.safetensors").write_text(folder.name)
+    return ModelRegistry().publish(folder, lineage).id
 
 
 def test_what_was_purged_is_not_on_the_disk_of_the_store_either(ward):
