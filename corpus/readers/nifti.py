@@ -1,5 +1,6 @@
 """NIfTI volumes (.nii, .nii.gz): slices of the first volume, upright, with square pixels and one window for the whole volume."""
 
+import logging
 import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -14,6 +15,9 @@ from corpus.readers import tree
 from corpus.readers.files import File, evenly_spread, listed
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
+
+# Its lines quote what a header holds, without saying of which file.
+logging.getLogger("nibabel.global").disabled = True
 
 _NAME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")

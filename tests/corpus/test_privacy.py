@@ -202,3 +202,13 @@ def test_nothing_of_a_nifti_folder(tmp_path, capfd, caplog):
     (folder / f"{SECRET}-cut.nii").write_bytes(whole[:2000])
     taken = checked(nifti, Source(folder, "s", license="CC0-1.0", modality="MRI"), capfd, caplog)
     assert taken.samples and taken.aside
+
+
+def test_nothing_of_the_numbers_of_a_nifti_header(tmp_path, capfd, caplog):
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).random((40, 40, 5), np.float32), np.eye(4)), tmp_path / "v.nii")
+    whole = (tmp_path / "v.nii").read_bytes()
+    kind = int.from_bytes(SECRET[:2].encode(), "little")
+    (tmp_path / "v.nii").write_bytes(whole[:70] + SECRET[:2].encode() + whole[72:])
+    capfd.readouterr()
+    assert take_in(nifti, Source(tmp_path, "s", license="CC0-1.0", modality="MRI")).reasons == ["unreadable-volume"]
+    assert str(kind) not in caplog.text + "".join(capfd.readouterr())
