@@ -35,8 +35,8 @@ def recognises(path: Path) -> bool:
 def read(source: Source) -> Iterator[Record | Rejection]:
     """A record for each frame of each file, at most `source.views` evenly spread ones of a file.
 
-    Nothing handed over names a file, as its name may be a person's: `where` gives the start of the file's SHA-256 and its
-    place in the sorted list of files.
+    Nothing handed over names a file, as its name may be a person's: `where` gives the start of the file's SHA-256, and of a
+    folder its place in the sorted list of files.
 
     Raises:
         FileNotFoundError: the folder holds no DICOM file.

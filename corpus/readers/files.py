@@ -13,7 +13,7 @@ from corpus.record import Rejection
 
 
 class File(NamedTuple):
-    """A file, the start of its SHA-256, and how it is named to the outside: by that and its place in the sorted list."""
+    """A file, the start of its SHA-256, and how it is named to the outside: by that, and of a folder its place in the sorted list."""
 
     path: Path
     digest: str
@@ -29,7 +29,7 @@ def listed(source: Source) -> Iterator[File | Rejection]:
             yield replace(closed, where=place)
             continue
         digest = _digest(path)
-        yield File(path, digest, f"sha256:{digest} ({place})")
+        yield File(path, digest, f"sha256:{digest} ({place})" if source.path.is_dir() else f"sha256:{digest}")
 
 
 def unnamed(path: Path) -> str:

@@ -11,7 +11,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 
-from corpus.readers import dicom
+from corpus.readers import dicom, formats
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
 from tests.corpus import dicom_table
@@ -383,3 +383,11 @@ def test_transfer_syntaxes_that_can_be_decoded():
     lossless = (uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.RLELossless, uid.DeflatedExplicitVRLittleEndian)
     lossy = (uid.JPEGBaseline8Bit, uid.JPEGLSNearLossless, uid.JPEG2000, uid.HTJ2K)
     assert all(get_decoder(syntax).is_available for syntax in lossless + lossy)
+
+
+def test_a_file_is_named_by_its_place_only_among_others(tmp_path):
+    """Where each file is read by itself, each would be the first of one."""
+    for name in ("a.dcm", "b.dcm"):
+        save(dataset(GRADIENT.astype(np.uint8), PatientID=name), tmp_path / name)
+    told = {reader: [record.where.partition(" ")[2] for record in reader.read(Source(tmp_path, "s", license="MIT", modality="CT", salt=SALT))] for reader in (dicom, formats)}
+    assert told == {dicom: ["(file 1 of 2)", "(file 2 of 2)"], formats: ["", ""]}
