@@ -44,12 +44,12 @@ def data_add(
             raise console.fail(f"{place} does not exist", console.USAGE)
     console.needs_stack()
     console.results_only()
-    from ray_jobs.ingest import BadSourceName, add_source
+    from ray_jobs.ingest import BadSourceName, UnknownTerm, add_source
 
     said = {"license": license, "modality": modality, "attribution": attribution, "split": split, "columns": named, "image_root": image_root}
     try:
         record = add_source(path, name, format, workers, console.counter("records"), replace, empty, **said)
-    except BadSourceName as error:
+    except (BadSourceName, UnknownTerm) as error:
         raise console.fail(str(error), console.USAGE) from None
     told = f"{record['name']}: {record['how']}; {record['records']['seen']} records seen, {record['records']['kept']} kept, {record['records']['quarantined']} kept aside"
     console.show(record, json, lambda: told + f"\n{record['samples']['kept']} samples; kept aside: {record['reasons'] or 'nothing'}")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from corpus import intake, release
+from corpus import intake, release, vocabulary
 from corpus.readers import formats
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -39,6 +39,10 @@ class BadSourceName(ValueError):
     """No source can have this name."""
 
 
+class UnknownTerm(ValueError):
+    """What is said of a source is no split, modality or licence that the corpus takes."""
+
+
 class EmptySource(ValueError):
     """Nothing was found where a source had records."""
 
@@ -58,13 +62,14 @@ def add_source(
         said: what the person who adds it says of it, by the names of `Source`.
 
     Raises:
-        BadSourceName: see `source_name`.
+        BadSourceName, UnknownTerm: see `source_name`, `_require_known`.
         SourceElsewhere: a source of this name lies elsewhere.
         EmptySource: nothing was found where there were records, as of a folder that is not mounted.
         UnknownFormat, FileNotFoundError, MissingColumn: see `corpus.readers.formats.read`.
     """
     settings = get_settings()
     params = load_params(settings.params_file)
+    _require_known(said, params.corpus.quality.licenses)
     folder = path.resolve()
     place = hmac.digest(salt(), os.fsencode(folder), "sha256").hex()[:20]
     source = Source(folder, source_name(name, folder), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt(), **said)
@@ -74,6 +79,18 @@ def add_source(
     examine = intake.in_this_process(params.corpus, salt()) if workers == 1 else on_cluster(params.corpus, salt(), workers)
     records = formats.read(source, format)
     return intake.add(source.name, records if empty else _not_vanished(source.name, records), params.corpus, corpus_store(), salt(), examine, tell, place)
+
+
+def _require_known(said: dict, licenses: tuple[str, ...]) -> None:
+    """Raises UnknownTerm: nothing that goes by it could be kept, and what the source holds by now would be gone."""
+    terms = {
+        "split": (vocabulary.split, ("train", "val", "test")),
+        "modality": (vocabulary.modality, vocabulary.MODALITIES),
+        "license": (lambda name: vocabulary.license_id(name, licenses), licenses),
+    }
+    for option, (find, known) in terms.items():
+        if said.get(option) and not find(said[option]):
+            raise UnknownTerm(f"--{option} {said[option]!r} is none of {', '.join(known)}" + (" (corpus.quality.licenses in params)" if option == "license" else ""))
 
 
 def _not_vanished(name: str, records: Iterable[Record | Rejection]) -> Iterator[Record | Rejection]:

@@ -16,7 +16,7 @@ from corpus.readers.source import Source
 from corpus.record import Record, Rejection
 from corpus.sample import Sample
 from infra.store import corpus_store
-from ray_jobs.ingest import BadSourceName, add_source, source_name
+from ray_jobs.ingest import BadSourceName, UnknownTerm, add_source, source_name
 from tests.corpus import layouts
 
 SAID = {"modality": "CXR", "license": "CC0-1.0"}
@@ -119,6 +119,15 @@ def test_a_source_elsewhere_is_not_replaced_unasked(tmp_path, s3):
     assert add_source(tmp_path / "x" / "train", **SAID)["how"] == "up to date"
     assert add_source(tmp_path / "y" / "train", replace=True, **SAID)["how"] == "replaced"
     assert add_source(tmp_path / "y" / "train", **SAID)["how"] == "up to date"
+
+
+@pytest.mark.parametrize("option, word", [("split", "trian"), ("modality", "CTT"), ("license", "CC-BY-5.0")])
+def test_a_slip_in_what_is_said_of_a_source_costs_none_of_its_records(tmp_path, s3, option, word):
+    layouts.save(0, tmp_path / option / "head" / "1.png")
+    assert add_source(tmp_path / option, **SAID)["records"]["kept"] == 1
+    with pytest.raises(UnknownTerm, match=f"--{option} '{word}' is none of"):
+        add_source(tmp_path / option, **SAID | {option: word})
+    assert add_source(tmp_path / option, **SAID)["how"] == "up to date"
 
 
 def test_names_of_sources(tmp_path):
