@@ -42,6 +42,8 @@ def data_add(
     for place in (path, image_root):
         if place and not place.exists():
             raise console.fail(f"{place} does not exist", console.USAGE)
+    if image_root and not image_root.is_dir():
+        raise console.fail(f"{image_root} is no folder that picture paths could start from", console.USAGE)
     console.needs_stack()
     console.results_only()
     from ray_jobs.ingest import BadSourceName, UnknownTerm, add_source

@@ -32,7 +32,7 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
-    place, root, linked = source.place(file), file.parent, _linked(file)
+    place, root, linked = source.place(file), source.image_root or file.parent, _linked(file)
     for number, line in enumerate(textfiles.lines(file), start=1):
         if line.strip():
             yield _parse(line, f"{place}:{number}", root, source, linked)

@@ -20,6 +20,7 @@ from ray_jobs.ingest import add_source
 from tests.conftest import REPO
 from tests.corpus import layouts
 from tests.corpus.dicom_making import dataset, save
+from tests.corpus.taking_in import take_in
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_the_docs_name_every_format():
     assert all(f"`{name}`" in told for name in FORMATS)
 
 
-@pytest.mark.parametrize("arguments, told", [(["--format", "slaked"], "no format"), (["--columns", "x"], "our=theirs"), (["--image-root", "/absent"], "does not exist")])
+@pytest.mark.parametrize("arguments, told", [(["--format", "slaked"], "no format"), (["--columns", "x"], "our=theirs"), (["--image-root", "/absent"], "does not exist"), (["--image-root", __file__], "is no folder")])
 def test_the_command_line_tells_what_is_wrong(tmp_path, arguments, told):
     done = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", str(tmp_path), *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
@@ -182,6 +183,13 @@ def test_the_command_line_tells_what_is_wrong(tmp_path, arguments, told):
 def test_help_lists_the_formats():
     told = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", "--help"], capture_output=True, text=True, env={"COLUMNS": "200"}).stdout
     assert all(name in told for name in ("gmai-mmbench", "dicom", "image-folder", "--columns", "--image-root", "--license"))
+
+
+def test_pictures_of_records_may_lie_elsewhere(tmp_path):
+    layouts.save(0, tmp_path / "pictures" / "a" / "1.png")
+    layouts.jsonl([{"image": "a/1.png", "caption": "A slide."}, {"image": "../said/records.jsonl", "caption": "A slide."}], tmp_path / "said" / "records.jsonl")
+    taken = take_in(formats, Source(tmp_path / "said", "s", license="MIT", modality="CT", image_root=tmp_path / "pictures"))
+    assert [sample.id for sample in taken.samples] == ["s/a/1.png#g"] and taken.reasons == ["path-outside-folder"]
 
 
 def test_capitals_in_suffixes_and_backslashes_in_paths(tmp_path):
