@@ -58,7 +58,7 @@ def data_add(
 
 
 @app.command("release")
-def data_release(force: bool = False, json: Json = False) -> None:
+def data_release(force: Annotated[bool, typer.Option(help="Build it anew, checking each shard in the clone, though nothing changed.")] = False, json: Json = False) -> None:
     """Make a corpus release, if any source changed."""
     console.needs_stack()
     from flows.release_corpus import release_corpus
@@ -201,7 +201,7 @@ def data_trace(
 @app.command("forget")
 def data_forget(
     patient: Annotated[str, typer.Argument(help="The patient's key, or with --source the identifier the source knows the patient by (of DICOM the PatientID, or 'ID|ISSUER').")],
-    source: Annotated[str | None, typer.Option(help="The `source` of the patient's records.")] = None,
+    source: Annotated[str | None, typer.Option(help="The `source` of the patient's records, with which their ids begin.")] = None,
     purge: Annotated[bool, typer.Option(help="Also delete the old shards from S3; the releases that need them cannot be read again.")] = False,
     yes: Annotated[bool, typer.Option(help="Do not ask before a purge.")] = False,
     json: Json = False,
@@ -221,7 +221,10 @@ def data_forget(
         return yes or typer.confirm(f"{', '.join(tags) or 'no release'} cannot be pulled or trained on again, and can't be brought back. Purge?")
 
     key = patient_key(salt(), source, patient) if source else patient
-    result = _found(lambda: forgetting.forget(key, purge, confirm, console.progress))
+    try:
+        result = forgetting.forget(key, purge, confirm, console.progress)
+    except LookupError as error:
+        raise console.fail(f"{error.args[0]}{forgetting.strange(source) if source else ''}") from None
     console.show(result, json, lambda: report.forgotten(result))
 
 

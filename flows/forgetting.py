@@ -75,6 +75,12 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     return {"patient": patient, "linked": sorted(others), "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
 
 
+def strange(source: str) -> str:
+    """What to add where no record is of this source, as its patients would have other keys; nothing where one is."""
+    known = sorted({name for taken in intake.sources(corpus_store()) for name in taken["sources"]})
+    return "" if source in known else f". No record is of source {source!r}; records there are of {', '.join(known) or 'none'}"
+
+
 @dataclass(frozen=True)
 class _Old:
     """What holds a patient: files of releases by tag, hashes of what no release names, the keys of all objects on S3, and files of the clone."""
