@@ -33,6 +33,8 @@ def data_add(
     named = dict(pair.split("=", 1) for pair in columns or [] if "=" in pair)
     if format not in ("auto", *FORMATS):
         raise console.fail(f"{format!r} is no format; these are: auto, {', '.join(FORMATS)}", console.USAGE)
+    if columns and format not in ("auto", "unimed-5m"):
+        raise console.fail(f"--columns goes with --format unimed-5m, or auto: {format} has columns of its own", console.USAGE)
     if len(named) != len(columns or []):
         raise console.fail("--columns takes our=theirs, each of ours once", console.USAGE)
     if modality and not vocabulary.modality(modality):

@@ -174,7 +174,7 @@ def test_the_docs_name_every_format():
     assert all(f"`{name}`" in told for name in FORMATS)
 
 
-@pytest.mark.parametrize("arguments, told", [(["--format", "slaked"], "no format"), (["--columns", "x"], "our=theirs"), (["--image-root", "/absent"], "does not exist"), (["--image-root", __file__], "is no folder")])
+@pytest.mark.parametrize("arguments, told", [(["--format", "slaked"], "no format"), (["--columns", "x"], "our=theirs"), (["--format", "path-vqa", "--columns", "image=picture"], "unimed-5m"), (["--image-root", "/absent"], "does not exist"), (["--image-root", __file__], "is no folder")])
 def test_the_command_line_tells_what_is_wrong(tmp_path, arguments, told):
     done = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", str(tmp_path), *arguments], capture_output=True, text=True)
     assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
