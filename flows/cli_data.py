@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from corpus import vocabulary
 from corpus.readers import FORMATS
 from flows import console
 from flows.console import Json
@@ -37,10 +36,6 @@ def data_add(
         raise console.fail(f"--columns goes with --format unimed-5m, or auto: {format} has columns of its own", console.USAGE)
     if len(named) != len(columns or []):
         raise console.fail("--columns takes our=theirs, each of ours once", console.USAGE)
-    if modality and not vocabulary.modality(modality):
-        raise console.fail(f"{modality!r} is no modality; these are: {', '.join(vocabulary.MODALITIES)}", console.USAGE)
-    if split and not vocabulary.split(split):
-        raise console.fail(f"{split!r} is no split; these are: train, val, test", console.USAGE)
     for place in (path, image_root):
         if place and not place.exists():
             raise console.fail(f"{place} does not exist", console.USAGE)

@@ -48,13 +48,6 @@ def test_a_plan_is_of_hardware_there_can_be(option, value):
     assert run("flows.cli", "plan", option, value).returncode == 2
 
 
-@pytest.mark.parametrize("option, value", [("--modality", "Telepathy"), ("--split", "holdout")])
-def test_a_source_is_of_a_modality_and_split_there_is(tmp_path, option, value):
-    """Else all its records would be kept aside one by one."""
-    done = run("flows.cli", "data", "add", str(tmp_path), option, value)
-    assert done.returncode == 2 and repr(value) in done.stderr and {"--modality": "Dermoscopy", "--split": "val"}[option] in done.stderr
-
-
 @pytest.mark.parametrize("text, told", [
     (b"seed: \xe9", "position 6"),
     (b"seed: 2024-13-45", "is no timestamp.*line 1"),
