@@ -203,7 +203,7 @@ class RunLog:
 class Run:
     """A run as it is known on S3, each table in step order and each step once: that of the latest attempt.
 
-    `metrics` is a DataFrame. Events are all that happened, also at steps that were done again.
+    `metrics` is a DataFrame. Events are all that happened, in the order of time, also at steps that were done again.
     """
 
     run: str
@@ -222,7 +222,7 @@ def read(run: str, store: ObjectStore | None = None) -> Run:
         CorruptObject: what it told is damaged.
     """
     store = store or log_store()
-    events = run_parts.read_table(store, run, "events").sort_values(["step", "recorded"], kind="stable")
+    events = run_parts.read_table(store, run, "events").sort_values("recorded", kind="stable")
     return Run(
         run=run,
         about=_about(run, store),

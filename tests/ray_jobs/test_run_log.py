@@ -47,6 +47,7 @@ def test_a_step_done_again_counts_once_and_a_step_undone_not_at_all(s3):
     for step in (10, 20, 30, 40, 50):
         first.metrics(row(step, ce=1.0))
         first.scores(step, {"vqa": 1.0})
+    first.event(50, "stopped", "told to")
     first.close()
     second = RunLog("foundation-again")
     second.begin(ABOUT | {"workers": 1})
@@ -58,6 +59,7 @@ def test_a_step_done_again_counts_once_and_a_step_undone_not_at_all(s3):
     found = run_log.read("foundation-again")
     assert found.metrics[["step", "ce"]].values.tolist() == [[10, 1.0], [20, 1.0], [30, 2.0], [40, 2.0]]
     assert [(s["step"], s["scores"]["vqa"]) for s in found.scores] == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
+    assert [e["kind"] for e in found.events] == ["stopped", "resumed"]
     assert [attempt["workers"] for attempt in found.about["attempts"]] == [2, 1]
     assert found.about["begun_at"] == found.about["attempts"][0]["begun_at"]
 

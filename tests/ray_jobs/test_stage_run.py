@@ -31,7 +31,7 @@ from tests.ray_jobs.training_runs import BAD, STAGE, TRAINING, MadePacks, Notice
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(s3, tmp_path_factory):
     small = ModelConfig(llm={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}, vit={"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2})
     return make_tiny(tmp_path_factory.mktemp("tiny"), config=small)
 
