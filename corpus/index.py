@@ -26,7 +26,7 @@ SCHEMA = pa.schema(
     + [(name, pa.list_(pa.uint64())) for name in ("asked", "answered")]
     # pHash and dHash of the last picture; 0 and 0 where it was not measured.
     + [("phash", pa.uint64()), ("dhash", pa.uint64())]
-    # What corpus.features saw of it, null where it was not measured, and a hash of the caption, 0 for none.
+    # What corpus.features saw of it, null where it was not measured, and a hash of the caption, or of all words where there is no picture; 0 for none.
     + [("features", pa.binary(FEATURES)), ("caption", pa.uint64())]
     + [("side", pa.int32()), ("text_length", pa.int32()), ("aspect", pa.float32()), ("entropy", pa.float32()), ("bytes", pa.int64())]
     # Hashes of its pictures before the last, as `picture`.
@@ -52,13 +52,19 @@ def row(sample: Sample, origin: int = 0) -> dict:
         "phash": int(look[:16], 16),
         "dhash": int(look[16:], 16),
         "features": bytes.fromhex(str(sample.quality["features"])) if "features" in sample.quality else None,
-        "caption": hash64(texts[0].casefold()) if sample.task == "generation" else 0,
+        "caption": _caption(sample, texts),
         "side": min(sides, default=None),
         "text_length": sum(map(len, texts)) + max(0, len(texts) - 1),
         "aspect": last.width / last.height if last else None,
         "entropy": sample.quality.get("entropy"),
         "bytes": sum(len(image.data) for image in sample.images),
     }
+
+
+def _caption(sample: Sample, texts: list[str]) -> int:
+    if sample.task == "generation":
+        return hash64(texts[0].casefold())
+    return 0 if sample.images else hash64("\n".join(texts).casefold())
 
 
 def _picture(image: Image) -> int:

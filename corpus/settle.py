@@ -35,6 +35,7 @@ def settle(table: pa.Table, near_distance: int, accepted: np.ndarray | None = No
     _repeated_ids(state)
     _contradictions(state)
     _duplicates(state)
+    _duplicate_texts(state)
     _shared_pictures(state)
     _near_duplicates(state, near_distance)
     _leaks(state)
@@ -103,6 +104,15 @@ def _duplicates(state: _State) -> None:
     if len(shown):
         rows, owners = _lesser_copies(shown, state.picture[shown], state)
         state.reject(rows, "duplicate", (f"the same picture as {record_of(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
+
+
+def _duplicate_texts(state: _State) -> None:
+    """Records without a picture that say word for word what another says."""
+    caption = index.column(state.table, "caption")
+    texts = np.flatnonzero(state.kept & state.is_task("text") & (caption != 0))
+    if len(texts):
+        rows, owners = _lesser_copies(texts, caption[texts], state)
+        state.reject(rows, "duplicate", (f"the same words as {record_of(i)} ({SPLITS[s]})" for i, s in zip(state.ids(owners), state.protection[owners])))
 
 
 def _shared_pictures(state: _State) -> None:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from corpus import index, near, quality
 from corpus.params import QualityParams
+from corpus.sample import Turn
 from corpus.settle import settle
 from tests.corpus.test_releases import SALT, record
 
@@ -45,6 +46,12 @@ def test_a_recoded_copy_in_another_split_or_source_is_kept_aside():
     for copy, where in zip(copies, ("made/r000", "elsewhere/r001")):
         aside = settled(original, copy)
         assert [(r.reason, r.where) for r in aside] == [("near-duplicate", f"{where}#u"), ("near-duplicate", f"{where}#g")]
+
+
+def test_words_without_a_picture_are_told_once_and_never_across_splits():
+    said = [Turn("What is ground glass?", "A haze.", "OPEN"), Turn("And a node?", "A lump.", "OPEN")]
+    talks = [record(n, images=(), caption=None, turns=tuple(turns), split=split) for n, (turns, split) in enumerate([(said, "train"), (said, "train"), (said, "test"), (said[:1], "train")])]
+    assert [(r.reason, r.where, r.detail) for r in settled(*talks)] == [("duplicate", f"made/r00{n}#t", "the same words as made/r002 (test)") for n in (0, 1)]
 
 
 def test_other_pictures_and_slices_of_one_patient_are_no_copies():
