@@ -74,7 +74,7 @@ def _picture(image: Image) -> int:
 def content(sample: Sample) -> int:
     """64-bit hash of everything a sample says and shows: what tells an edited sample from an unchanged one."""
     known = (sample.id, sample.task, sample.modality, sample.source, sample.license, sample.attribution, sample.split, sample.patient)
-    return hash64(repr((known, sample.parts, [image.sha256 for image in sample.images], sorted(sample.labels.items()))))
+    return hash64(repr((known, sample.parts, [image.sha256 for image in sample.images], sorted(sample.stored_labels.items()))))
 
 
 def hash64(text: str) -> int:

@@ -83,7 +83,7 @@ def add(
     reading.run(records, examine or in_this_process(params, salt), on_progress)
     counts = reading.counts() | _origins(store, name, reading.known.origins()) | ({"place": place} if place else {})
     reading.tell_groups()
-    settled = _settled(store, params, name, reading.listed(), reading.known.stale(), reading.aside, counts, reading.held)
+    settled = _settled(store, params, name, reading.listed(), reading.stale(), reading.aside, counts, reading.held)
     if forgotten(store) != reading.forgotten:
         raise _conflict(name)
     record = _publish(store, settled, before, etag)
@@ -306,6 +306,11 @@ class _Reading:
         """The shards the source now consists of."""
         used = self.known.shards_in_use()
         return [s for s in self.shards if s["shard"] in used] + self.written
+
+    def stale(self) -> dict[str, list[int]]:
+        """Rows that do not count, by shard; one that was written again, and came out the same, counts."""
+        written = {s["shard"] for s in self.written}
+        return {shard: rows for shard, rows in self.known.stale().items() if shard not in written}
 
     def counts(self) -> dict:
         records = {"seen": self.seen, "kept": self.seen - len(self.aside), "quarantined": len(self.aside)}

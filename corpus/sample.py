@@ -128,6 +128,11 @@ class Sample:
         texts = [part for part in self.parts if part.kind == "text"]
         return [Turn(q.text, a.text, a.label) for q, a in zip(texts, texts[1:]) if (q.role, a.role) == ("context", "target")]
 
+    @property
+    def stored_labels(self) -> dict:
+        """The labels as a shard gives them back: keys in order at every depth, lists for tuples."""
+        return json.loads(_json(self.labels))
+
     def to_row(self) -> dict:
         """The sample as a row of `SCHEMA`."""
         row = {name: getattr(self, name) for name in _TEXT_COLUMNS}

@@ -164,6 +164,19 @@ def on_disk() -> bytes:
     return b"".join(path.read_bytes() for path in (get_settings().state_dir / "s3").rglob("*") if path.is_file())
 
 
+def test_who_lay_beside_a_forgotten_patient_is_unchanged_and_stays(s3, tmp_path):
+    """A shard gives labels back with their keys in order, also within labels."""
+    annals = Ward(tmp_path)
+    annals.name, annals.count = "annals", 900
+    annals.more(3, labels={"scan": {"site": "north", "device": "a"}})
+    before = release()
+    after = forget(annals.key(900), purge=False)["release"]
+    annals.take_in()
+    assert annals.record["samples"]["kept"] == 4 and annals.forgotten() == 2
+    changes = [history.diff(*tags) for tags in ((before, after), (after, release()))]
+    assert [(changed["removed"], changed["edited"]) for changed in changes] == [(2, 0), (0, 0)]
+
+
 def test_who_saw_the_patient_and_the_patients_beside_is_told_after_a_purge(ward):
     ward.more(1)
     release()
