@@ -67,14 +67,32 @@ def _edits(old: pa.Table, new: pa.Table) -> dict[str, np.ndarray]:
     """What is new about edited samples, as masks; `other` is what an index does not tell, such as labels or the attribution."""
 
     def differs(name: str) -> np.ndarray:
-        # Indexes from before there was a column have nulls in it.
-        pairs = zip(old[name].to_pylist(), new[name].to_pylist())
-        return np.array([(a or None) != (b or None) for a, b in pairs], dtype=bool)
+        return _numbers(old, name) != _numbers(new, name)
 
-    found = {"picture": differs("picture") | differs("others")} | {name: differs(name) for name in ("caption", "modality", "split", "license", "patient")}
+    words = differs("caption") & (_numbers(old, "caption") != 0)  # of texts an older index tells none
+    alone = index.of_task(new, "text")
+    found = {"picture": differs("picture") | differs("others"), "caption": words & ~alone}
+    found |= {name: _words(old, name) != _words(new, name) for name in ("modality", "split", "license", "patient")}
     # Questions are told apart by their picture too.
-    found["questions"] = differs("answered") | (differs("asked") & ~found["picture"])
+    found["questions"] = differs("answered") | (differs("asked") & ~found["picture"]) | (words & alone)
     return found | {"other": ~np.any(list(found.values()), axis=0)}
+
+
+def _words(table: pa.Table, name: str) -> np.ndarray:
+    return table[name].cast(pa.string()).to_numpy()
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    """A column of hashes; of lists, the hash of each. Indexes from before there was a column have nulls in it: none is 0."""
+    values = table[name].combine_chunks()
+    if not pa.types.is_list(values.type):
+        return values.to_numpy(zero_copy_only=False)
+    counts = values.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    found = np.zeros(len(counts), dtype=np.uint64)
+    # Each place multiplies by another odd number, so that an order tells, too.
+    np.add.at(found, np.repeat(np.arange(len(counts)), counts), values.flatten().to_numpy(zero_copy_only=False) * (2 * place.astype(np.uint64) + 1))
+    return found
 
 
 def index_ids(table: pa.Table) -> np.ndarray:

@@ -120,6 +120,13 @@ def join(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables).unify_dictionaries()
 
 
+def of_task(table: pa.Table, name: str) -> np.ndarray:
+    """A mask of the samples of a task."""
+    task = table["task"].combine_chunks()
+    names = task.dictionary.to_pylist()
+    return column(table, "task") == (names.index(name) if name in names else -1)
+
+
 def column(table: pa.Table, name: str) -> np.ndarray:
     """A column as numbers; words become codes of an order of their own."""
     values = table[name].combine_chunks()

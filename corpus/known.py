@@ -27,7 +27,11 @@ class Known:
         self.table = index.join([table for table in tables if forgotten.isdisjoint(table["patient"].unique().to_pylist())])
         self.used = np.zeros(len(self.table), dtype=bool)
         self.origin = _told_since(self.table, origins) if origins else index.column(self.table, "origin").copy()
-        self._by = {"origin": _Lookup(self.origin), "content": _Lookup(index.column(self.table, "content"))}
+        content = index.column(self.table, "content").copy()
+        # Of these an index from before it told their words is to be written anew.
+        wordless = index.of_task(self.table, "text") & (index.column(self.table, "caption") == 0)
+        self.origin[wordless] = content[wordless] = 0
+        self._by = {"origin": _Lookup(self.origin), "content": _Lookup(content)}
 
     def has_read(self, origin: int) -> bool:
         """True, and its rows count from now on, if what this record was read from is known."""

@@ -6,6 +6,7 @@ training), so that no picture and no patient of the test set is trained on.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -60,8 +61,21 @@ class _State:
         self.shows = (self.picture != 0) & ~self.is_task("interleaved")
 
     def is_task(self, name: str) -> np.ndarray:
-        names = _dictionary(self.table, "task")
-        return self.task == (names.index(name) if name in names else -1)
+        return index.of_task(self.table, name)
+
+    @cached_property
+    def sayings(self) -> np.ndarray:
+        """64-bit hashes of what rows say of which picture, each for its own source, patient, split and task."""
+        asked, owner = _flat(self.table, "asked")
+        questions = np.zeros(len(self.kept), dtype=np.uint64)
+        np.add.at(questions, owner, asked)
+        parts = self.picture, self.source, self.patient, self.protection, self.task, questions, index.column(self.table, "caption")
+        said = np.zeros(len(self.kept), dtype=np.uint64)
+        for part in parts:
+            # Multiplied by an odd number (the golden ratio's) and folded, so that no two sums of parts are easily the same.
+            said = (said ^ part.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+            said ^= said >> np.uint64(32)
+        return said
 
     def reject(self, rows: np.ndarray, reason: str, details: Iterator[str] | str) -> None:
         self.kept[rows] = False
@@ -155,25 +169,11 @@ def _lesser_copies(rows: np.ndarray, group: np.ndarray, state: _State) -> tuple[
     starts = np.flatnonzero(np.r_[True, group[1:] != group[:-1]])
     owners = np.repeat(rows[starts], np.diff(np.r_[starts, len(rows)]))
     first = np.zeros(len(rows), dtype=bool)
-    first[np.unique(_sayings(state)[rows], return_index=True)[1]] = True
+    first[np.unique(state.sayings[rows], return_index=True)[1]] = True
     beside = np.all([values[rows] == values[owners] for values in (state.source, state.patient, state.protection)], axis=0)
     lesser = (state.record[rows] != state.record[owners]) & ~(beside & first)
     by_row = np.argsort(rows[lesser])
     return rows[lesser][by_row], owners[lesser][by_row]
-
-
-def _sayings(state: _State) -> np.ndarray:
-    """64-bit hashes of what rows say of which picture, each for its own source, patient, split and task."""
-    asked, owner = _flat(state.table, "asked")
-    questions = np.zeros(len(state.kept), dtype=np.uint64)
-    np.add.at(questions, owner, asked)
-    parts = state.picture, state.source, state.patient, state.protection, state.task, questions, index.column(state.table, "caption")
-    said = np.zeros(len(state.kept), dtype=np.uint64)
-    for part in parts:
-        # Multiplied by an odd number (the golden ratio's) and folded, so that no two sums of parts are easily the same.
-        said = (said ^ part.astype(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-        said ^= said >> np.uint64(32)
-    return said
 
 
 def _leaks(state: _State) -> None:

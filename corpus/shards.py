@@ -121,9 +121,11 @@ def _folder(source: str) -> str:
 def put(store: ObjectStore, prefix: str, shard: Shard) -> dict:
     """Keep a shard and its index under a prefix, unless they are there; returns their entry {shard, key, index_key, rows, bytes}."""
     keys = {"key": f"{prefix}/{shard.name}{DATA}", "index_key": f"{prefix}/{shard.name}{INDEX}"}
-    for key, data in zip(keys.values(), (shard.data, shard.index)):
-        if not store.exists(key):
-            store.put(key, data)
+    if not store.exists(keys["key"]):
+        store.put(keys["key"], shard.data)
+    # No name tells an index's content: of the same samples an earlier version of this code may have told less.
+    if not store.exists(keys["index_key"]) or store.get(keys["index_key"]) != shard.index:
+        store.put(keys["index_key"], shard.index)
     return {"shard": shard.name, **keys, "rows": shard.rows, "bytes": len(shard.data)}
 
 

@@ -70,14 +70,15 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
         if left := _look(keys, store).anything():
             raise StillThere(f"{left} objects and files hold patient {patient} again, which another command wrote meanwhile: run this one again")
     # Even if nothing is left to delete: the command before this one may have been stopped here.
-    if purge and (purged or not old.anything()) and not Stack().overwrite_deleted():
-        on_line("bytes of what was deleted are still on the store's disk, which may be full or in use: run this one again")
+    if purge and (purged or not old.anything()) and not Stack().rewrite_without_deleted():
+        on_line("bytes of what was deleted are still on the store's disk, which may be full, in use or read-only (`unimed doctor`): run this one again when that is mended")
     return {"patient": patient, "linked": sorted(others), "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
 
 
 def strange(source: str) -> str:
     """What to add where no record is of this source, as its patients would have other keys; nothing where one is."""
-    known = sorted({name for taken in intake.sources(corpus_store()) for name in taken["sources"]})
+    store = corpus_store()
+    known = sorted({name for taken in intake.sources(store) for name in taken["sources"]}.union(*(made["card"].get("by_source", {}) for made in all_releases(store))))
     return "" if source in known else f". No record is of source {source!r}; records there are of {', '.join(known) or 'none'}"
 
 

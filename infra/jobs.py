@@ -215,8 +215,9 @@ def _follow(client, attempt: str, on_log: Callable[[str], None]) -> None:
 
 def readable(log: str, before: str | None = None) -> list[str]:
     """Lines of a job's log without colours, process prefixes, the framework's chatter and repetitions; `before` is the line that was told last."""
-    plain = [_REPEATED.sub("", _PREFIX.sub("", _COLOUR.sub("", line))).rstrip() for line in log.splitlines()]
-    return [line for line, before in zip(plain, [before, *plain]) if line and line != before and not _CHATTER.search(line)]
+    plain = (_REPEATED.sub("", _PREFIX.sub("", _COLOUR.sub("", line))).rstrip() for line in log.splitlines())
+    told = [line for line in plain if line and not _CHATTER.search(line)]
+    return [line for line, before in zip(told, [before, *told]) if line != before]
 
 
 def _collect(client, spec: JobSpec, attempt: str) -> dict:

@@ -35,6 +35,8 @@ RAY_CORES = "cores"
 RAY_OBJECT_STORE_BYTES = 300_000_000
 
 _LET_GO_S = 2.5
+# Files whose share of deleted bytes is above it are written anew; at 0 those without any would be, too.
+_ANY_GARBAGE = "0.000000000001"
 
 OnStep = Callable[[str], None]
 
@@ -96,8 +98,8 @@ class Stack:
         found = {name: self._process(name) for name in SERVICES}
         return [ServiceStatus(n, p is not None, p.pid if p else None, urls[n], str(self.logs / f"{n}.log")) for n, p in found.items()]
 
-    def overwrite_deleted(self) -> bool:
-        """Have this stack's S3 write its files without what was deleted, which else stays on the disk until there is much of it; False if it could not.
+    def rewrite_without_deleted(self) -> bool:
+        """Have this stack's S3 write those files anew in which something was deleted, which else stays on the disk until there is much of it; False if it could not.
 
         Of a store that this stack did not start, nothing is known.
         """
@@ -105,8 +107,12 @@ class Stack:
             return True
         # It lets go of a deleted object's parts in the background, about a second later.
         time.sleep(_LET_GO_S)
-        _json_of(f"http://127.0.0.1:{self._ports['master']}/vol/vacuum?garbageThreshold=0", timeout=3600)
-        return not any(volume["DeletedByteCount"] for volume in _json_of(f"http://127.0.0.1:{self._ports['volume']}/status")["Volumes"] or ())
+        try:
+            _json_of(f"http://127.0.0.1:{self._ports['master']}/vol/vacuum?garbageThreshold={_ANY_GARBAGE}", timeout=3600)
+            volumes = _json_of(f"http://127.0.0.1:{self._ports['volume']}/status")["Volumes"] or ()
+        except OSError:
+            return False
+        return not any(volume["DeletedByteCount"] for volume in volumes)
 
     def is_up(self) -> bool:
         return all(status.running for status in self.status())

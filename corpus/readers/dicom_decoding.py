@@ -73,7 +73,7 @@ def _by_its_own_word(dataset: "Dataset", frame: int) -> np.ndarray | None:
     jpeg = Pillow.open(io.BytesIO(coded), formats=["JPEG"])
     named = bytes(component for component, *_ in jpeg.layer) == b"RGB"
     subsampled = len({(across, down) for _, across, down, _ in jpeg.layer}) > 1
-    return np.asarray(jpeg) if named or subsampled else None
+    return np.asarray(jpeg) if (named or subsampled) and jpeg.size == (dataset.Columns, dataset.Rows) else None
 
 
 def _single_bits(dataset: "Dataset", frame: int) -> np.ndarray:

@@ -26,7 +26,7 @@ def listed(source: Source) -> Iterator[File | Rejection]:
     for number, path in enumerate(paths, start=1):
         place = f"file {number} of {len(paths)}"
         if closed := tree.unread(path, source):
-            yield replace(closed, where=place)
+            yield replace(closed, where=place if source.path.is_dir() else "the file")
             continue
         digest = _digest(path)
         yield File(path, digest, f"sha256:{digest} ({place})" if source.path.is_dir() else f"sha256:{digest}")

@@ -5,6 +5,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from corpus import vocabulary
@@ -39,6 +40,7 @@ def _is_named(path: Path) -> bool:
 
 def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
     csv.field_size_limit(sys.maxsize)  # a picture is one field, and the default is 128 KiB
+    source = replace(source, split=tree.split(file, source) or source.split or "test")
     table = _cells(textfiles.lines(file))
     try:
         header = [name.strip() for name in next(table, [])]
@@ -85,7 +87,7 @@ def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejec
             turns=(turn,) if turn else (),
             labels={"questions": [facts | kept(row, *_SLICES)] if turn else []} | damaged(*(turn or ())),
             left_out=0 if turn else 1,
-            **source.known(modality=modality(row.get("modality")), attribution=ATTRIBUTION, split=vocabulary.split(row.get("split")) or tree.split(file, source) or source.split or "test"),
+            **source.known(modality=modality(row.get("modality")), attribution=ATTRIBUTION, split=vocabulary.split(row.get("split"))),
         )
     except MALFORMED as error:
         return malformed(source, place, error)

@@ -39,10 +39,11 @@ def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rej
             asked.setdefault(key, []).append(question)
         except NotARecord as error:
             yield malformed(source, f"{source.place(file)}:{number}", error)
+    split = tree.split(file, source)
     for number, row in enumerate(parquet.rows(file, ["image"])):
         turns = asked.pop(_key(row["image"]), None) if _data(row["image"]) else None
         if turns is not None:
-            yield _record(row["image"], turns, f"{source.place(file)}:{number}", file, source, said | {"split": tree.split(file, source)})
+            yield _record(row["image"], turns, f"{source.place(file)}:{number}", file, source, said | {"split": split})
 
 
 def _data(cell: object) -> object:

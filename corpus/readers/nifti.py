@@ -16,8 +16,8 @@ from corpus.readers.files import File, evenly_spread, listed
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
 
-# Its lines quote what a header holds, without saying of which file.
-logging.getLogger("nibabel.global").disabled = True
+# Its lines quote what a header holds, without saying of which file. Who configures logging later takes no filter away.
+logging.getLogger("nibabel.global").addFilter(lambda line: False)
 
 _NAME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _SUBJECT = re.compile(r"sub-[A-Za-z0-9]+")

@@ -10,6 +10,8 @@ from corpus.readers.pictures import SUFFIXES
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
 
+_ENDINGS = re.compile(r"(\.(parquet|jsonl?|tsv|gz))+$", re.IGNORECASE)
+
 ReadFile = Callable[[Path, Source], Iterator[Record | Rejection]]
 
 
@@ -75,9 +77,13 @@ def read_each(source: Source, recognises: Callable[[Path], bool], read_file: Rea
 
 
 def split(file: Path, source: Source) -> str | None:
-    """The split that a word of the file's name tells, or else a folder of the source: test-00000-of-00001.parquet, default/test/0000.parquet."""
+    """The split that the file's name tells with its first or last word, or else a folder of the source.
+
+    As published: test-00000-of-00001.parquet, vqa-rad-test.parquet, default/test/0000.parquet.
+    """
     *folders, name = Path(source.place(file)).parts
-    return next((split for word in (*re.split(r"[-_.\s]", name), *reversed(folders)) if (split := vocabulary.split(word))), None)
+    words = [word for word in re.split(r"[-_.\s]", _ENDINGS.sub("", name)) if re.search(r"[^\W\d]", word) and word != "of"]
+    return next((split for word in (*words[:1], *words[-1:], *reversed(folders)) if (split := vocabulary.split(word))), None)
 
 
 def nothing(source: Source, wanted: str) -> FileNotFoundError:

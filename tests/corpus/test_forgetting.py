@@ -164,10 +164,11 @@ def on_disk() -> bytes:
     return b"".join(path.read_bytes() for path in (get_settings().state_dir / "s3").rglob("*") if path.is_file())
 
 
-def test_who_lay_beside_a_forgotten_patient_is_unchanged_and_stays(s3, tmp_path):
+def test_who_lay_beside_a_forgotten_patient_is_unchanged_and_stays(s3, request, tmp_path):
     """A shard gives labels back with their keys in order, also within labels."""
     annals = Ward(tmp_path)
     annals.name, annals.count = "annals", 900
+    request.addfinalizer(lambda: intake.remove(annals.name, corpus_store()))
     annals.more(3, labels={"scan": {"site": "north", "device": "a"}})
     before = release()
     after = forget(annals.key(900), purge=False)["release"]

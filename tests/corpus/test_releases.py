@@ -224,6 +224,16 @@ def test_a_release_settles_what_its_sources_disagree_on(taken, tmp_path):
     assert sorted(r.where for r in aside) == ["copy/r003#g", "copy/r003#u", "made/r004#g", "made/r004#u"]
 
 
+def test_texts_that_were_taken_in_before_their_words_were_kept_are_told_apart_when_they_come_again(s3, monkeypatch):
+    talks = [record(n, images=(), caption=None, turns=(Turn("What is a node?", "A lump.", "OPEN"),), split=split) for n, split in enumerate(("train", "test"))]
+    with monkeypatch.context() as older:
+        older.setattr(index, "_caption", lambda sample, texts: 0)
+        assert take_in("talks", talks)["samples"]["kept"] == 2
+    for how in ("replaced", "up to date"):
+        again = take_in("talks", talks)
+        assert (again["how"], again["samples"]["kept"], again["reasons"]) == (how, 1, {"duplicate": 1})
+
+
 def test_the_same_under_two_names_is_released_once(taken, tmp_path):
     copy = take_in(f"{taken['name']}-copy", map(record, range(120)))
     assert [s["shard"] for s in copy["shards"]] == [s["shard"] for s in taken["shards"]]

@@ -25,8 +25,8 @@ def test_lines_of_other_nodes_are_read_as_those_of_the_jobs_own():
 
 
 def test_a_line_that_is_printed_twice_is_told_once_wherever_the_log_is_cut():
-    lines = ["one step 20/40 ce 1.5", "one step 20/40 ce 1.5", "one step 40/40 ce 1.2", "one step 40/40 ce 1.2"]
-    for cut in range(5):
+    lines = ["one step 20/40 ce 1.5", "- (ip=10.0.0.2, pid=812) world_rank=0", "", "one step 20/40 ce 1.5", "one step 40/40 ce 1.2", "one step 40/40 ce 1.2"]
+    for cut in range(len(lines) + 1):
         first = readable("\n".join(lines[:cut]))
         assert first + readable("\n".join(lines[cut:]), first[-1] if first else None) == ["one step 20/40 ce 1.5", "one step 40/40 ce 1.2"]
 

@@ -360,10 +360,11 @@ def test_tasks_come_by_weight(record, model, tmp_path):
         begin(record, tmp_path, model, STAGE.model_copy(update={"mixture": {"interleaved": 1}}))
 
 
-def test_a_stage_that_the_release_cannot_feed_is_refused_before_any_is_trained(s3):
+def test_a_stage_that_the_release_cannot_feed_is_refused_before_any_is_trained(s3, request):
     made = [sample(n, task, split=split) for task, split in (("understanding", "train"), ("understanding", "val"), ("text", "train")) for n in range(3)]
     release = publish(made, corpus_store(), tag="corpus/2000-02-02.1")
     corpus_store().put_json("releases/2000-02-02.1.json", release)
+    request.addfinalizer(lambda: corpus_store().delete("releases/2000-02-02.1.json"))
     text = TALK.model_copy(update={"name": "last", "mixture": {"text": 1}})
     refuse_mixtures([TALK.model_copy(update={"evaluate_every": 5}), text], release)
     for told, last in (
