@@ -211,6 +211,9 @@ def test_a_jpeg_that_tells_its_colours_is_believed(tmp_path, coded):
     made.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
     assert np.abs(picture(tmp_path, made) - rgb).max() < 6
+    made.Columns = 128
+    with pytest.raises((ValueError, AttributeError)):
+        picture(tmp_path, made)
 
 
 def test_floating_point_pixels(tmp_path):
