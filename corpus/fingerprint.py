@@ -8,11 +8,13 @@ from corpus.readers.pictures import PictureBytes, PictureFile
 from corpus.record import Opener, Record, Unreadable
 
 _PICTURES = ("images", "target")
+# Bits of a row's origin that tell how many samples its record gave.
+COUNT = 0xF
 _SAID = attrgetter(*(f.name for f in fields(Record) if f.name not in (*_PICTURES, "where", "linked")))
 
 
 def fingerprint(record: Record, key: bytes) -> tuple[int, list[bytes]]:
-    """A 64-bit hash of all that is read for a record, and its encoded pictures, which `with_pictures` puts into it.
+    """A hash of all that is read for a record (64 bits, those of `COUNT` left free), and its encoded pictures, which `with_pictures` puts into it.
 
     `key` stands for everything else the outcome depends on: parameters, salt, code. The hash is 0, and there are no
     pictures, for a record that has some which cannot be had as bytes: it is always looked at.
@@ -29,7 +31,12 @@ def fingerprint(record: Record, key: bytes) -> tuple[int, list[bytes]]:
     for picture in pictures:
         whole.update(len(picture).to_bytes(8, "little"))
         whole.update(picture)
-    return int.from_bytes(whole.digest()[:8], "little"), pictures
+    return int.from_bytes(whole.digest()[:8], "little") & ~COUNT, pictures
+
+
+def origin(read: int, samples: int) -> int:
+    """What is kept with each sample of a record: its fingerprint and how many they are, so that some of them are not taken for all. 0 without a fingerprint."""
+    return read | samples if read and samples <= COUNT else 0
 
 
 def with_pictures(record: Record, pictures: list[bytes]) -> Record:

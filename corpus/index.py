@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 
 
 def row(sample: Sample, origin: int = 0) -> dict:
-    """A sample's row of `SCHEMA`; `origin` is `corpus.fingerprint.fingerprint` of its record, 0 if it has none."""
+    """A sample's row of `SCHEMA`; `origin` is `corpus.fingerprint.origin` of its record, 0 if it has none."""
     last = sample.images[-1] if sample.images else None
     texts = [part.text for part in sample.parts if part.text]
     turns = sample.turns if sample.task == "understanding" else []

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from corpus import index, quality, review, shards
-from corpus.fingerprint import fingerprint, with_pictures
+from corpus.fingerprint import fingerprint, origin, with_pictures
 from corpus.known import Known
 from corpus.params import CorpusParams
 from corpus.patients import patient_key
@@ -232,9 +232,9 @@ class _Reading:
             self._sent()
 
     def _run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
-        gathering, holding, origins = shards.Gathering(self.params.shards), shards.Gathering(self.params.shards), deque()
-        for outcome in examine(self._unknown(records, origins, on_progress)):
-            origin = origins.popleft()
+        gathering, holding, fingerprints = shards.Gathering(self.params.shards), shards.Gathering(self.params.shards), deque()
+        for outcome in examine(self._unknown(records, fingerprints, on_progress)):
+            read = fingerprints.popleft()
             samples = getattr(outcome, "samples", outcome)
             if isinstance(outcome, Rejection) and not isinstance(outcome, HeldBack):
                 self.aside.append(outcome)
@@ -242,15 +242,16 @@ class _Reading:
                 self.aside.append(outcome.told())
                 self._hold(holding.add(samples))
             else:
-                self._write(gathering.add([sample for sample in outcome if not self.known.has(sample, origin)], origin))
+                told = origin(read, len(outcome))
+                self._write(gathering.add([sample for sample in outcome if not self.known.has(sample, told)], told))
         for shard in self.known.mostly_stale():
-            for sample, origin in self.known.take(shard, self._bytes(shard)):
-                self._write(gathering.add([sample], origin))
+            for sample, told in self.known.take(shard, self._bytes(shard)):
+                self._write(gathering.add([sample], told))
         self._write(gathering.finish())
         self._hold(holding.finish())
 
-    def _unknown(self, records: Iterable[Record | Rejection], origins: deque, on_progress: OnProgress) -> Iterator[Record]:
-        """The records that must be examined; their origins are lined up for the outcomes."""
+    def _unknown(self, records: Iterable[Record | Rejection], fingerprints: deque, on_progress: OnProgress) -> Iterator[Record]:
+        """The records that must be examined; their fingerprints are lined up for the outcomes."""
         for item in records:
             self.seen += 1
             on_progress(self.seen)
@@ -262,9 +263,9 @@ class _Reading:
             if (self.forgotten or item.linked) and not self.forgotten.isdisjoint(self._known_as(item)):
                 self.aside.append(Rejection(item.source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
                 continue
-            origin, pictures = fingerprint(item, self.key)
-            if not self.known.has_read(origin):
-                origins.append(origin)
+            read, pictures = fingerprint(item, self.key)
+            if not self.known.has_read(read):
+                fingerprints.append(read)
                 yield with_pictures(item, pictures)
 
     def _known_as(self, record: Record) -> frozenset[str]:

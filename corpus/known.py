@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from corpus import index, shards
+from corpus.fingerprint import COUNT
 from corpus.sample import Sample
 from infra.store import READ_AT_ONCE, ObjectStore
 
@@ -27,29 +28,39 @@ class Known:
         self.table = index.join([table for table in tables if forgotten.isdisjoint(table["patient"].unique().to_pylist())])
         self.used = np.zeros(len(self.table), dtype=bool)
         self.origin = _told_since(self.table, origins) if origins else index.column(self.table, "origin").copy()
-        content = index.column(self.table, "content").copy()
+        self.content = index.column(self.table, "content").copy()
         # Of these an index from before it told their words is to be written anew.
         wordless = index.of_task(self.table, "text") & (index.column(self.table, "caption") == 0)
-        self.origin[wordless] = content[wordless] = 0
-        self._by = {"origin": _Lookup(self.origin), "content": _Lookup(content)}
+        self.origin[wordless] = self.content[wordless] = 0
+        self._by = {"origin": _Lookup(self.origin), "content": _Lookup(self.content)}
 
-    def has_read(self, origin: int) -> bool:
-        """True, and its rows count from now on, if what this record was read from is known."""
-        rows = self._by["origin"].rows(origin) if origin else []
-        if not len(rows) or self.used[rows].any():
+    def has_read(self, read: int) -> bool:
+        """True, and its rows count from now on, if what this record was read from is known, and every sample that it gave is there.
+
+        They may lie in shards of which one is gone: one with a forgotten patient, or that was not written yet when a reading ended early.
+        """
+        rows = self._free(self._by["origin"].rows(read, read | COUNT)) if read else []
+        if not len(rows):
             return False
-        self.used[rows] = True
+        # The same may have been written twice.
+        of_each = dict(zip(self.content[rows].tolist(), rows.tolist()))
+        if len(of_each) != int(self.origin[rows[0]]) & COUNT:
+            return False
+        self.used[[*of_each.values()]] = True
         return True
 
     def has(self, sample: Sample, origin: int) -> bool:
         """True, and its row counts from now on as read from this record, if this very sample is there."""
         if not len(self.table):
             return False
-        rows = self._by["content"].rows(index.content(sample))
-        free = rows[~self.used[rows]]
+        content = index.content(sample)
+        free = self._free(self._by["content"].rows(content, content))
         self.used[free[:1]] = True
         self.origin[free[:1]] = origin
         return bool(len(free))
+
+    def _free(self, rows: np.ndarray) -> np.ndarray:
+        return rows[~self.used[rows]]
 
     def stale(self) -> dict[str, list[int]]:
         """Rows no record has asked for, by shard."""
@@ -107,6 +118,5 @@ class _Lookup:
         self.order = np.argsort(values, kind="stable")
         self.values = values[self.order]
 
-    def rows(self, value: int) -> np.ndarray:
-        wanted = np.uint64(value)
-        return self.order[self.values.searchsorted(wanted) : self.values.searchsorted(wanted, "right")]
+    def rows(self, least: int, most: int) -> np.ndarray:
+        return self.order[self.values.searchsorted(np.uint64(least)) : self.values.searchsorted(np.uint64(most), "right")]

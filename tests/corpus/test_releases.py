@@ -153,6 +153,46 @@ def test_an_interrupted_reading_goes_on_where_it_was(s3):
     assert changes.compare(live(undisturbed), live(after)).unchanged == 240
 
 
+def test_a_reading_that_ended_early_costs_no_sample_that_it_found_unchanged(taken):
+    edited = [record(n, caption=f"CT image number {n}, read again.") for n in range(120)]
+
+    def until_stopped():
+        yield from edited[:119]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take_in(taken["name"], until_stopped())
+    again = take_in(taken["name"], edited)
+    assert again["samples"] == {"kept": 240, "quarantined": 0}, "the questions are in shards that were there, the captions in new ones"
+    assert take_in(taken["name"], edited)["how"] == "up to date"
+
+
+def test_samples_of_a_record_that_lie_beside_a_forgotten_patient_are_not_lost(taken):
+    edited = [record(n, caption=f"CT image number {n}, read again.") for n in range(120)]
+    again = take_in(taken["name"], edited)
+    forgotten = {patient_key(SALT, "made", "Jane Doe 1")}
+    old = next(s for s in again["shards"] if s in taken["shards"])
+    beside = index.read(corpus_store().get(old["index_key"]), "")["patient"].to_pylist()[-1]
+    for patient in ({beside}, forgotten):
+        intake.without_patient(taken["name"], patient, PARAMS, corpus_store())
+    stay = [r for r in edited if patient_key(SALT, r.source, r.patient) not in {beside, *forgotten}]
+    assert take_in(taken["name"], stay)["samples"]["kept"] == 2 * len(stay)
+
+
+def test_a_reading_that_ended_early_while_it_wrote_shards_anew_takes_nothing_for_a_copy(taken, monkeypatch):
+    few = [record(n) for n in range(120) if n % 3 == 0]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(intake, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            take_in(taken["name"], few)
+    assert take_in(taken["name"], few)["samples"] == {"kept": 2 * len(few), "quarantined": 0}
+
+
+def test_the_same_lines_twice_stay_as_many_however_often_they_are_read(s3):
+    first, *_, last = [take_in("lines-twice", [record(n) for n in (*range(50), *range(50))]) for _ in range(3)]
+    assert first["samples"] == last["samples"] == {"kept": 100, "quarantined": 100} and last["how"] == "up to date"
+
+
 def test_a_shard_that_hardly_counts_is_written_anew(taken):
     few = [n for n in range(120) if n % 3 == 0]
     again = take_in(taken["name"], map(record, few))
