@@ -214,7 +214,7 @@ class _Reading:
         self.name, self.params, self.store, self.salt = name, params, store, salt
         self.groups: dict[tuple[str, ...], frozenset[str]] = {}
         self.journalled = _journalled(store, name)
-        self.shards = before.get("shards", []) + [s for s in self.journalled if s not in before.get("shards", [])]
+        self.shards = _each_once([*before.get("shards", ()), *self.journalled])
         self.forgotten = forgotten(store)
         self.known = Known(self.shards, store, self.forgotten, store.get(before["origins"]) if "origins" in before else None)
         # The outcome for a record depends on these too: change one, and everything is looked at again.
@@ -306,7 +306,7 @@ class _Reading:
     def listed(self) -> list[dict]:
         """The shards the source now consists of."""
         used = self.known.shards_in_use()
-        return [s for s in self.shards if s["shard"] in used] + self.written
+        return _each_once([*(s for s in self.shards if s["shard"] in used), *self.written])
 
     def stale(self) -> dict[str, list[int]]:
         """Rows that do not count, by shard; one that was written again, and came out the same, counts."""
@@ -316,6 +316,11 @@ class _Reading:
     def counts(self) -> dict:
         records = {"seen": self.seen, "kept": self.seen - len(self.aside), "quarantined": len(self.aside)}
         return {"records": records, "questions_left_out": self.left_out}
+
+
+def _each_once(found: Iterable[dict]) -> list[dict]:
+    """Shards, each of them once: what is written again may come out the same, and a row of it that counted twice would be removed as its own copy."""
+    return list({shard["shard"]: shard for shard in found}.values())
 
 
 def _journal(name: str) -> str:

@@ -193,6 +193,12 @@ def test_the_same_lines_twice_stay_as_many_however_often_they_are_read(s3):
     assert first["samples"] == last["samples"] == {"kept": 100, "quarantined": 100} and last["how"] == "up to date"
 
 
+def test_of_a_shard_that_comes_twice_in_a_source_one_counts(s3):
+    apart = PARAMS.model_copy(update={"shards": PARAMS.shards.model_copy(update={"target_bytes": 1})})
+    taken = intake.add("shard-twice", [record(0), record(0)], apart, corpus_store(), SALT)
+    assert len(live(taken)) == taken["samples"]["kept"] == 2
+
+
 def test_a_shard_that_hardly_counts_is_written_anew(taken):
     few = [n for n in range(120) if n % 3 == 0]
     again = take_in(taken["name"], map(record, few))
