@@ -216,6 +216,8 @@ class _Reading:
         self.journalled = _journalled(store, name)
         self.shards = _each_once([*before.get("shards", ()), *self.journalled])
         self.forgotten = forgotten(store)
+        # Keys of who is kept aside as one with a forgotten patient: shards from before they were linked hold them.
+        self.kept_out: set[str] = set()
         self.known = Known(self.shards, store, self.forgotten, store.get(before["origins"]) if "origins" in before else None)
         # The outcome for a record depends on these too: change one, and everything is looked at again.
         self.key = digest({"quality": params.quality.model_dump(mode="json"), "salt": salt.hex(), "code": source_fingerprint("corpus")}).encode()
@@ -244,7 +246,7 @@ class _Reading:
             else:
                 told = origin(read, len(outcome))
                 self._write(gathering.add([sample for sample in outcome if not self.known.has(sample, told)], told))
-        for shard in self.known.mostly_stale():
+        for shard in self.known.to_write_anew(self.kept_out):
             for sample, told in self.known.take(shard, self._bytes(shard)):
                 self._write(gathering.add([sample], told))
         self._write(gathering.finish())
@@ -260,7 +262,8 @@ class _Reading:
                 continue
             self.left_out += item.left_out + sum(max(map(len, turn[:2])) > self.params.quality.max_text for turn in item.turns)
             # A key takes as long as a small picture's hash, so it is made where somebody asks.
-            if (self.forgotten or item.linked) and not self.forgotten.isdisjoint(self._known_as(item)):
+            if (self.forgotten or item.linked) and not self.forgotten.isdisjoint(keys := self._known_as(item)):
+                self.kept_out |= keys
                 self.aside.append(Rejection(item.source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
                 continue
             read, pictures = fingerprint(item, self.key)

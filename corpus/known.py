@@ -70,11 +70,11 @@ class Known:
             stale.setdefault(shard, []).append(row)
         return stale
 
-    def mostly_stale(self) -> list[str]:
-        """Shards of which less than half still counts: their rest is better written anew."""
-        shards = self.table["shard"].combine_chunks()
-        rows, live = np.bincount(shards.indices), np.bincount(shards.indices, weights=self.used)
-        return [name for name, count, used in zip(shards.dictionary.to_pylist(), rows, live) if 0 < used < count / 2]
+    def to_write_anew(self, patients: set[str]) -> list[str]:
+        """Shards of which less than half still counts, and those with rows of these patients that do not: their rest belongs into others."""
+        shards, of_them = self.table["shard"].combine_chunks(), pc.is_in(self.table["patient"], pa.array(sorted(patients), pa.string())).to_numpy()
+        rows, live, gone = (np.bincount(shards.indices, weights=mask) for mask in (np.ones_like(self.used), self.used, of_them & ~self.used))
+        return [name for name, count, used, bad in zip(shards.dictionary.to_pylist(), rows, live, gone) if used and (bad or used < count / 2)]
 
     def take(self, shard: str, data: bytes) -> Iterator[tuple[Sample, int]]:
         """The samples of a shard that count, with their origins; from now on they do not count there."""

@@ -346,6 +346,15 @@ def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):
     assert intake.without_patient(taken["name"], {key}, PARAMS, store)[1] == 0
 
 
+def test_who_turns_out_to_be_one_with_a_forgotten_patient_is_in_no_later_shard(s3):
+    store, key = corpus_store(), patient_key(SALT, "kin", "Jane Doe 9")
+    take_in("kin", [record(n, source="kin") for n in range(20)])
+    intake.remember_to_forget({patient_key(SALT, "kin", "Jane Roe")}, store)
+    again = take_in("kin", [record(n, source="kin", **({"linked": ("Jane Roe",)} if n == 9 else {})) for n in range(20)])
+    assert again["reasons"] == {"forgotten": 1} and again["samples"]["kept"] == 38
+    assert not {s["key"] for s in again["shards"]} & set(intake.holding({key}, store))
+
+
 def test_a_source_that_vanished_is_not_emptied_unless_that_is_meant(s3, tmp_path):
     picture = tmp_path / "class" / "1.png"
     picture.parent.mkdir()
