@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,27 @@ def circumstances() -> dict:
 def report(description: str, measure: Callable[[bool], list[Row]]) -> None:
     """Command line of a benchmark: `--quick` only checks that it runs, `--json` prints rows for programs."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    arguments = parser.parse_args()
+    tell(measure(arguments.quick), arguments)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """`--json`, `--quick` and `--save`."""
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument("--quick", action="store_true", help="small and short: a check of shape, not of speed")
     parser.add_argument("--save", type=Path, metavar="FILE", help="also write the rows with hardware, versions and commit")
-    arguments = parser.parse_args()
-    found = measure(arguments.quick)
+
+
+def tell(rows: list[Row], arguments: argparse.Namespace, beside: dict | None = None) -> NoReturn:
+    """Print and save the rows (with what was measured `beside` them) as the options say, and end: with 1 where a goal is not met."""
+    told = [row.to_json() for row in rows]
     if arguments.save:
-        arguments.save.write_text(json.dumps(circumstances() | {"rows": [row.to_json() for row in found]}, indent=1) + "\n")
+        arguments.save.write_text(json.dumps(circumstances() | (beside or {}) | {"rows": told}, indent=1) + "\n")
     if arguments.json:
-        print(json.dumps([row.to_json() for row in found], indent=1))
+        print(json.dumps(told, indent=1))
     else:
-        for row in found:
+        for row in rows:
             met = "met" if row.ratio >= row.goal else "NOT MET"
             print(f"{row.name:<44} {row.value:>10,.1f} {row.unit:<10} {row.peer:<32} {row.peer_value:>10,.1f}  {row.ratio:5.2f}x  goal {row.goal:.1f}x  {met}")
-    sys.exit(0 if arguments.quick or all(row.ratio >= row.goal for row in found) else 1)
+    sys.exit(0 if arguments.quick or all(row.ratio >= row.goal for row in rows) else 1)

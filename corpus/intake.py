@@ -213,6 +213,7 @@ class _Reading:
     def __init__(self, name: str, before: dict, params: CorpusParams, store: ObjectStore, salt: bytes):
         self.name, self.params, self.store, self.salt = name, params, store, salt
         self.groups: dict[tuple[str, ...], frozenset[str]] = {}
+        self.untold: set[frozenset[str]] = set()
         self.journalled = _journalled(store, name)
         self.shards = _each_once([*before.get("shards", ()), *self.journalled])
         self.forgotten = forgotten(store)
@@ -274,24 +275,30 @@ class _Reading:
     def _known_as(self, record: Record) -> frozenset[str]:
         """The keys that count as a record's patient; a group's are noted."""
         who = (record.source, record.patient, *record.linked)
-        keys = self.groups.get(who) or frozenset(patient_key(self.salt, record.source, name) for name in who[1:])
+        if keys := self.groups.get(who):
+            return keys
+        keys = frozenset(patient_key(self.salt, record.source, name) for name in who[1:])
         if record.linked:
             self.groups[who] = keys
+            self.untold.add(keys)
         return keys
 
     def tell_groups(self) -> None:
-        """Keep which keys count as one patient: releases and shards from before may know the patient by another of them."""
-        groups = sorted(map(sorted, self.groups.values()))
-        if groups and not self.store.exists(key := f"{LINKED}/{self.name}-{digest(groups)[:16]}.json"):
-            self.store.put_json(key, groups)
+        """Keep which keys count as one patient, before a shard knows the patient by one of them: releases and shards from before may by another."""
+        if groups := sorted(map(sorted, self.untold)):
+            self.store.put_json(f"{LINKED}/{self.name}-{digest(groups)[:16]}.json", groups)
+            self.untold.clear()
 
     def _write(self, full: list[shards.Building]) -> None:
         for building in full:
+            self.tell_groups()
             # One at a time is under way: a store that is slow or gone holds the reading up, rather than memory.
             self._sent()
             self._sending = self._sender.submit(self._send, building)
 
     def _hold(self, full: list[shards.Building]) -> None:
+        if full:
+            self.tell_groups()
         self.held += [shards.put(self.store, f"{HELD}/{self.name}", building.finish()) for building in full]
 
     def _send(self, building: shards.Building) -> None:

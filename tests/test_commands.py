@@ -239,9 +239,10 @@ def test_a_bench_prints_rows(bench, count):
 
 @pytest.mark.slow
 def test_the_scale_bench_measures_and_projects(tmp_path):
-    done = run("bench.corpus_scale", "--quick", "--save", str(tmp_path / "found.json"))
+    done = run("bench.corpus_scale", "--quick", "--json", "--save", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found["rows"]) == 4 and json.loads(done.stdout) == found["rows"]
     assert [r["records"] for r in found["releases"]] == [500, 1000] and found["releases"][0]["peak_mb"] > 50
     assert found["projected"]["records"] == 5_600_000 and found["projected"]["no_op_cpu_s"] > 0 and found["commit"]
 

@@ -355,6 +355,19 @@ def test_who_turns_out_to_be_one_with_a_forgotten_patient_is_in_no_later_shard(s
     assert not {s["key"] for s in again["shards"]} & set(intake.holding({key}, store))
 
 
+def test_who_counts_as_one_is_known_of_a_reading_that_did_not_come_to_its_end(s3):
+    store, (one, other) = corpus_store(), (patient_key(SALT, "stopped", name) for name in ("Jane Doe 0", "Jane Roe"))
+
+    def stops():
+        yield from (record(n, source="stopped", linked=("Jane Roe",)) for n in range(120))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take_in("stopped", stops())
+    assert intake.holding({one}, store) and not intake.holding({other}, store)
+    assert one in intake.known_as(other, store)
+
+
 def test_a_source_that_vanished_is_not_emptied_unless_that_is_meant(s3, tmp_path):
     picture = tmp_path / "class" / "1.png"
     picture.parent.mkdir()
