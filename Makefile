@@ -14,8 +14,9 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 demo: env
 	@$(BIN)/unimed demo
 
+# Two at a time, each file in one process; all that needs the whole stack shares one, and comes last.
 test: env
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slow: env
 	@$(BIN)/python -m pytest -m slow

@@ -26,8 +26,14 @@ def forget_settings() -> None:
 
 
 def pytest_collection_modifyitems(items):
-    """What needs the whole stack comes last: as long as it runs, it takes its share of the machine."""
-    items.sort(key=lambda item: "stack" in item.fixturenames)
+    """What needs the whole stack comes last, and in one process: as long as it runs, it takes its share of the machine. Else a file is in one process."""
+    items.sort(key=_needs_stack)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("stack" if _needs_stack(item) else item.location[0]))
+
+
+def _needs_stack(item: pytest.Item) -> bool:
+    return "stack" in item.fixturenames
 
 
 @pytest.fixture(scope="session")
