@@ -25,6 +25,7 @@ def forget_settings() -> None:
             del os.environ[name]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist takes the groups in the same hook
 def pytest_collection_modifyitems(items):
     """What needs the whole stack comes last, and in one process: as long as it runs, it takes its share of the machine. Else a file is in one process."""
     items.sort(key=_needs_stack)
