@@ -14,9 +14,10 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 demo: env
 	@$(BIN)/unimed demo
 
-# Two at a time, each file in one process; all that needs the whole stack shares one, and comes last.
+# Two files at a time, and then, with the machine for themselves, the tests that share a whole stack.
 test: env
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -m "not slow and not stack" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow and stack"
 
 test-slow: env
 	@$(BIN)/python -m pytest -m slow

@@ -25,12 +25,12 @@ def forget_settings() -> None:
             del os.environ[name]
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist takes the groups in the same hook
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items):
-    """What needs the whole stack comes last, and in one process: as long as it runs, it takes its share of the machine. Else a file is in one process."""
+    """What needs the whole stack comes last: as long as it runs, it takes its share of the machine."""
     items.sort(key=_needs_stack)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("stack" if _needs_stack(item) else item.location[0]))
+    for item in filter(_needs_stack, items):
+        item.add_marker("stack")
 
 
 def _needs_stack(item: pytest.Item) -> bool:
