@@ -39,8 +39,9 @@ def check(table: pa.Table, kept: np.ndarray, params: QualityParams, decisions: D
 
 
 def _rejected_by_people(content: Content, table: pa.Table, decisions: Decisions) -> None:
+    refused = decisions.refused(table)
     for row, sample, source in _named(table, np.flatnonzero(content.kept & decisions.rows(table, accepted=False))):
-        content.reject(row, sample, source, REJECTED, decisions.rejected[sample][1])
+        content.reject(row, sample, source, REJECTED, refused[record_of(sample)])
 
 
 def _modality(content: Content, table: pa.Table, accepted: np.ndarray, params: QualityParams) -> None:

@@ -30,27 +30,26 @@ class AlreadyDecided(RuntimeError):
 
 @dataclass(frozen=True)
 class Decisions:
-    """All decisions a release follows: contents of accepted samples by id, and (content, why) of rejected ones."""
+    """All decisions a release follows: accepted samples as (id, content), and by whom and why others were rejected."""
 
-    accepted: dict[str, int] = field(default_factory=dict)
-    rejected: dict[str, tuple[int, str]] = field(default_factory=dict)
+    accepted: frozenset[tuple[str, int]] = frozenset()
+    rejected: dict[tuple[str, int], str] = field(default_factory=dict)
 
     @cached_property
-    def _contents(self) -> dict[bool, dict[str, int]]:
-        return {True: self.accepted, False: {name: content for name, (content, _) in self.rejected.items()}}
+    def _ids(self) -> dict[bool, pa.Array]:
+        return {accepted: pa.array(sorted({name for name, _ in decided}), pa.string()) for accepted, decided in ((True, self.accepted), (False, self.rejected))}
 
     def rows(self, table: pa.Table, accepted: bool) -> np.ndarray:
         """A mask of the rows of an index that were decided so, as they are now."""
-        contents, found = self._contents[accepted], np.zeros(len(table), dtype=bool)
-        if contents:
-            rows = np.flatnonzero(pc.is_in(table["id"], pa.array(list(contents), pa.string())).combine_chunks().to_numpy(zero_copy_only=False))
-            ids, now = table["id"].take(pa.array(rows)).to_pylist(), index.column(table, "content")[rows].tolist()
-            found[rows] = [contents[name] == content for name, content in zip(ids, now)]
+        decided, found = self.accepted if accepted else self.rejected, np.zeros(len(table), dtype=bool)
+        if decided:
+            rows = np.flatnonzero(pc.is_in(table["id"], self._ids[accepted]).combine_chunks().to_numpy(zero_copy_only=False))
+            found[rows] = [sample in decided for sample in _samples(table.take(pa.array(rows)))]
         return found
 
     def refused(self, table: pa.Table) -> dict[str, str]:
         """Records of an index that were rejected as they are now, and by whom and why."""
-        return {record_of(name): self.rejected[name][1] for name in table["id"].filter(pa.array(self.rows(table, accepted=False))).to_pylist()}
+        return {record_of(sample[0]): self.rejected[sample] for sample in _samples(table.filter(pa.array(self.rows(table, accepted=False))))}
 
 
 def decide(store: ObjectStore, record: str, samples: dict[str, int], accept: bool, who: str, note: str, overrule: bool = False) -> dict:
@@ -99,11 +98,11 @@ def pinned(store: ObjectStore) -> str | None:
 
 
 def read(store: ObjectStore, key: str | None) -> Decisions:
-    """The decisions that were pinned."""
-    made = store.get_json(key) if key else []
-    accepted = {name: content for d in made if d["accepted"] for name, content in d["samples"].items()}
-    rejected = {name: (content, f"by {d['who']} on {d['when']}: {d['note'] or 'no note'}") for d in made if not d["accepted"] for name, content in d["samples"].items()}
-    return Decisions(accepted, rejected)
+    """The decisions that were pinned. Of a sample that stayed while its record changed, the last word counts."""
+    made = sorted(store.get_json(key), key=lambda decision: decision["when"]) if key else []
+    last = {sample: decision for decision in made for sample in decision["samples"].items()}
+    rejected = {sample: f"by {d['who']} on {d['when']}: {d['note'] or 'no note'}" for sample, d in last.items() if not d["accepted"]}
+    return Decisions(frozenset(last.keys() - rejected.keys()), rejected)
 
 
 def forget(store: ObjectStore, records: set[int]) -> int:
@@ -181,6 +180,11 @@ def told(aside: Iterable[Rejection], refused: dict[str, str]) -> list[Rejection]
 def decision_key(record: str, samples: dict[str, int]) -> str:
     """Where a decision on a record as it is now is kept."""
     return f"{DECISIONS}/{digest([record, samples])[:32]}.json"
+
+
+def _samples(table: pa.Table) -> list[tuple[str, int]]:
+    """Each row of an index as decisions name it: its id and content."""
+    return list(zip(table["id"].to_pylist(), index.column(table, "content").tolist()))
 
 
 def _word(accepted: bool) -> str:

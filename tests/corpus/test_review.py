@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from corpus import index, intake, quality, release, review, shards
 from corpus.patients import patient_key
 from corpus.readers.pictures import PictureBytes
+from corpus.sample import Turn
 from infra.store import corpus_store
 from tests.corpus.test_releases import PARAMS, SALT, live, record, take_in
 
@@ -136,6 +137,28 @@ def test_what_changed_since_was_not_decided(taken, tmp_path, request):
     changed = take_in(taken["name"], [replace(r, source=name) for r in [*map(record, range(60)), named(60, "MILLER, ANN")]])
     _, ids, aside = build(changed, tmp_path / "r")
     assert not any("r060" in i for i in ids) and "burned-in-text" in [r.reason for r in aside]
+
+
+def test_an_edited_record_is_decided_on_anew_however_often(taken, tmp_path, request):
+    for edit in range(5):
+        edited = record(7, caption=f"CT image, edit {edit}.", turns=(Turn("Which edit is this?", str(edit), "OPEN"),))
+        changed = take_in(taken["name"], [replace(r, source=request.node.name) for r in (*map(record, range(7)), edited, *map(record, range(8, 60)))])
+        assert build(changed, tmp_path / "r")[0]["samples"] == 120
+        decide(changed, f"{request.node.name}/r007", False)
+        assert build(changed, tmp_path / "r")[0]["samples"] == 118
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_of_a_sample_that_stayed_while_its_record_was_edited_the_last_word_counts(taken, tmp_path, request, monkeypatch, accepted):
+    """Of two records, as what is decided is stored in an order of its own."""
+    name, days = taken["name"], iter(range(1, 9))
+    monkeypatch.setattr(review, "utc_now", lambda: f"2026-11-0{next(days)}")
+    for caption, accept in (("CT image.", not accepted), ("CT image, read again.", accepted)):
+        records = [record(n, caption=f"{caption} It is number {n}.") if n in (7, 8) else record(n) for n in range(60)]
+        changed = take_in(name, [replace(r, source=request.node.name) for r in records])
+        for number in (7, 8):
+            decide(changed, f"{request.node.name}/r00{number}", accept)
+    assert build(changed, tmp_path / "r")[0]["samples"] == (120 if accepted else 116)
 
 
 def test_a_look_alike_that_a_person_accepts_comes_back(s3, tmp_path, request):
