@@ -160,6 +160,12 @@ def _kept(name: str, params: CorpusParams, store: ObjectStore, salt: bytes) -> d
         return source
 
 
+def built_in_shards(store: ObjectStore) -> dict[str, str]:
+    """Keys of the shards that were ever made of built-in sources, by name."""
+    made = [store.get_json(entry.key) for entry in store.list("built-in/") if entry.key.endswith(".json") and entry.key.count("/") == 1]
+    return {shard["shard"]: shard["key"] for source in made for shard in source["shards"]}
+
+
 def _taken_in(shard: dict, removed: tuple[int, ...], store: ObjectStore) -> _Part:
     data = store.get(shard["index_key"])
     with stored.readable(shard["index_key"], store):

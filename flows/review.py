@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from corpus import index, intake, review, shards, stored
+from corpus import index, intake, release, review, shards, stored
 from corpus.reader import release_index
 from corpus.sample import Sample
 from corpus.settle import record_of
@@ -24,7 +25,7 @@ AUDIT = "audit"
 
 @dataclass(frozen=True)
 class Case:
-    """A record to decide on: whether the release has it, why it is a case, and its samples as they are (contents by id)."""
+    """A record to decide on: whether the release has it, why it is a case, its samples as they are (contents by id), and the shards they lie in."""
 
     record: str
     source: str
@@ -33,7 +34,7 @@ class Case:
     reason: str
     detail: str
     samples: dict[str, int]
-    shard: str
+    shards: tuple[str, ...]
 
     def to_json(self) -> dict:
         return {name: getattr(self, name) for name in ("record", "source", "modality", "kept", "reason", "detail")} | {"samples": sorted(self.samples)}
@@ -79,24 +80,24 @@ class Review:
 
     def samples(self, case: Case) -> list[Sample]:
         """What the record shows and says."""
-        return [sample for sample in shards.unpack(self.store.get(self._keys[case.shard])) if sample.id in case.samples]
+        found = (sample for name in case.shards for sample in shards.unpack(self.store.get(self._keys[name])))
+        return [*{sample.id: sample for sample in found if case.samples.get(sample.id) == index.content(sample)}.values()]
 
     def decide(self, case: Case, accept: bool, who: str | None, note: str, overrule: bool) -> dict:
         """Keep a decision; raises `corpus.review.AlreadyDecided`."""
         return review.decide(self.store, case.record, case.samples, accept, who or getpass.getuser(), note, overrule)
 
     def _everything(self) -> pa.Table:
-        """The index of all that is kept, held back or kept aside; rows that were edited away are left out."""
-        sources = intake.sources(self.store)
-        stale = {shard: rows for source in sources for shard, rows in self.store.get_json(source["stale"]).items()}
-        listed = {s["shard"]: s for source in sources for s in [*source["shards"], *source.get("held", ())]}
-        tables = [stored.table(s, self.store, stale.get(name, ())) for name, s in listed.items()]
-        self._keys = {name: s["key"] for name, s in listed.items()}
-        released = {f["path"].removeprefix("shards/").removesuffix(".parquet"): f["key"] for f in self.release["shards"] if not f["path"].endswith(".index.parquet")}
-        built_in = release_index(self.release, self.store, _cache())
-        own = [name for name in built_in["shard"].unique().to_pylist() if name not in listed]
-        self._keys |= {name: released[name] for name in own}
-        return index.join([*tables, built_in.filter(pa.array([name in own for name in built_in["shard"].to_pylist()]))])
+        """The index of what sources keep, hold back or keep aside now, and of what the release has of the built-in ones; rows that were edited away are left out."""
+        tables = []
+        for source in intake.sources(self.store):
+            stale, listed = self.store.get_json(source["stale"]), [*source["shards"], *source.get("held", ())]
+            tables += [stored.table(s, self.store, stale.get(s["shard"], ())) for s in listed]
+            self._keys |= {s["shard"]: s["key"] for s in listed}
+        built_in, released = release.built_in_shards(self.store), release_index(self.release, self.store, _cache())
+        own = [name for name in released["shard"].unique().to_pylist() if name in built_in]
+        self._keys |= {name: built_in[name] for name in own}
+        return index.join([*tables, released.filter(pc.is_in(released["shard"], pa.array(own, pa.string())))])
 
     def _uncertain(self) -> Iterator[Case]:
         """What was kept aside by a judgement, in this release or since, and what was kept in doubt."""
@@ -129,7 +130,7 @@ class Review:
             return None
         one = rows.slice(0, 1).to_pylist()[0]
         samples = dict(zip(rows["id"].to_pylist(), index.column(rows, "content").tolist()))
-        return Case(record, one["source"], one["modality"], bool(np.isin(value, self._kept)), reason, detail, samples, one["shard"])
+        return Case(record, one["source"], one["modality"], bool(np.isin(value, self._kept)), reason, detail, samples, tuple(dict.fromkeys(rows["shard"].to_pylist())))
 
 
 def save_picture(samples: list[Sample], folder: Path) -> Path | None:

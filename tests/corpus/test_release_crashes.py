@@ -14,9 +14,10 @@ from boto3.s3.transfer import TransferConfig
 from PIL import Image
 from typer.testing import CliRunner
 
+from corpus import intake
 from flows import cli_data, console, history, releases
 from flows.releases import ReleaseConflict, all_releases, make_release
-from flows.review import Review
+from flows.review import Review, words
 from infra.corpus_repo import OUT, CorpusRepo, object_key
 from infra.lease import LeaseHeld
 from infra.stack import Stack
@@ -277,6 +278,30 @@ def test_decided_cases_make_room_for_others_in_the_queue(clinic):
     for case in first:
         desk.decide(case, True, "anna", "", False)
     assert len(desk.queue(3)) == 3 and not [case for case in desk.queue(9) if case in first]
+
+
+def test_a_record_is_shown_and_decided_on_as_its_source_has_it_now(clinic, request, tmp_path):
+    """Also where a shard that no source has any more is in the release, and where its samples lie in two shards."""
+    request.addfinalizer(lambda: intake.remove("annals", corpus_store()))
+
+    def told(picture: int, caption: str) -> None:
+        Image.fromarray(np.random.default_rng(picture).integers(0, 255, (70, 70), dtype=np.uint8)).save(tmp_path / "one.png")
+        one = {"id": "one", "image": "one.png", "modality": "CT", "license": "CC0-1.0", "caption": caption, "qa": [{"question": "Which is it?", "answer": "The first."}]}
+        (tmp_path / "records.jsonl").write_text(json.dumps(one))
+        add_source(tmp_path, "annals")
+
+    told(600, "CT image.")
+    assert release()["card"]["sources"]["annals"] == 2
+    for picture in (600, 601):
+        told(picture, f"CT image, read again at {picture}.")
+        desk = Review()
+        case = desk.case("annals/one")
+        assert words(desk.samples(case)).splitlines() == ["Which is it? The first.", f"CT image, read again at {picture}."]
+        assert desk.decide(case, False, "anna", "", False)["how"] == "decided"
+        assert "annals" not in release()["card"]["sources"]
+    intake.remove("annals", corpus_store())
+    with pytest.raises(LookupError, match="neither kept nor held back"):
+        Review().case("annals/one")
 
 
 def test_a_source_that_was_removed_is_in_no_later_release(clinic, unimed, tmp_path):
