@@ -128,9 +128,12 @@ def without_patient(name: str, patient: set[str], params: CorpusParams, store: O
             stay = [s for row, s in enumerate(shards.unpack(store.get(shard["key"]))) if s.patient not in patient and row not in gone]
             old += 1
             if stay:
-                yield shards.put(store, f"{prefix}/{name}", shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))
+                anew = shards.put(store, f"{prefix}/{name}", shards.make(stay[0].source, [(sample, 0) for sample in stay], params.shards))
+                # It may come out the same as one that is there, of whose rows some did not count.
+                stale.pop(anew["shard"], None)
+                yield anew
 
-    listed, held = list(without(record["shards"], "intake")), list(without(record.get("held", []), HELD))
+    listed, held = _each_once(without(record["shards"], "intake")), _each_once(without(record.get("held", []), HELD))
     if not old:
         return record, 0
     aside = shards.read_quarantine(store.get(record["rejected"]))

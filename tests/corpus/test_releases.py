@@ -199,6 +199,15 @@ def test_of_a_shard_that_comes_twice_in_a_source_one_counts(s3):
     assert len(live(taken)) == taken["samples"]["kept"] == 2
 
 
+def test_of_a_shard_that_comes_twice_without_a_patient_one_counts(s3):
+    lines = [record(n, turns=()) for n in (1, 0, 0)]
+    pairs = PARAMS.model_copy(update={"shards": PARAMS.shards.model_copy(update={"target_bytes": 3000})})
+    taken = intake.add("pair-and-one", lines, pairs, corpus_store(), SALT)
+    assert [shard["rows"] for shard in taken["shards"]] == [2, 1] and taken["samples"]["kept"] == 2
+    rest, _ = intake.without_patient(taken["name"], {patient_key(SALT, "made", lines[0].patient)}, PARAMS, corpus_store())
+    assert len(live(rest)) == rest["samples"]["kept"] == 1
+
+
 def test_a_shard_that_hardly_counts_is_written_anew(taken):
     few = [n for n in range(120) if n % 3 == 0]
     again = take_in(taken["name"], map(record, few))
