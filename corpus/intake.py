@@ -84,7 +84,8 @@ def add(
     counts = reading.counts() | _origins(store, name, reading.known.origins()) | ({"place": place} if place else {})
     reading.tell_groups()
     settled = _settled(store, params, name, reading.listed(), reading.stale(), reading.aside, counts, reading.held)
-    if forgotten(store) != reading.forgotten:
+    if (since := forgotten(store)) != reading.forgotten:
+        reading.withdraw(since)
         raise _conflict(name)
     record = _publish(store, settled, before, etag)
     store.delete(_journal(name))
@@ -312,6 +313,15 @@ class _Reading:
         """Wait for the shard under way; raises what went wrong with it."""
         if self._sending:
             self._sending.result()
+
+    def withdraw(self, patients: set[str]) -> None:
+        """Delete shards that this reading, or one it went on from, wrote and that hold one of these patients: a purge that has ended did not see them."""
+        now = _current(self.store, self.name)[0]
+        used = {shard["key"] for shard in [*now.get("shards", ()), *now.get("held", ())]}
+        for shard in [*self.journalled, *self.written, *self.held]:
+            if shard["key"] not in used and self.store.exists(shard["index_key"]) and not patients.isdisjoint(index.patients(self.store.get(shard["index_key"]))):
+                for key in ("index_key", "key"):
+                    self.store.delete(shard[key])
 
     def _bytes(self, shard: str) -> bytes:
         return self.store.get(next(s["key"] for s in self.shards if s["shard"] == shard))
