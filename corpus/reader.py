@@ -96,7 +96,7 @@ class ReleaseReader:
         anew, gone = [name for name in self.shards if name not in before], sorted(before.difference(self.shards))
         if anew and gone:
             now, then = (_columns(release, names, self.cache, ["content"])["content"] for release, names in ((self._release, anew), (earlier, gone)))
-            known[~known] = pc.is_in(now, value_set=then.combine_chunks().drop_null()).to_numpy()
+            known[~known] = pc.is_in(now, value_set=then.combine_chunks()).to_numpy()
         return known
 
     def select(self, split: str, task: str) -> list[int]:
@@ -124,7 +124,9 @@ def _columns(release: dict, shards: list[str], cache: ShardCache, columns: list[
 def _tables(cache: ShardCache, files: list[dict], removed: dict[str, list[int]], columns: list[str] | None = None) -> list[pa.Table]:
     def table(file: dict) -> pa.Table:
         shard = _name(file["path"], INDEX)
-        return index.read(cache.small(file), shard, removed.get(shard, ()), columns)
+        rows = index.read(cache.small(file), shard, removed.get(shard, ()), columns)
+        # Of who was purged a row is left that says nothing, so that the others keep their places.
+        return rows.filter(pc.is_valid(rows.column(0))) if rows.column(0).null_count else rows
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         return list(pool.map(table, files))

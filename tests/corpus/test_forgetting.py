@@ -23,6 +23,7 @@ from infra.registry import ModelRegistry
 from infra.settings import get_settings
 from infra.store import ObjectStore, corpus_store, log_store
 from ray_jobs.ingest import add_source, salt
+from ray_jobs.releases import open_release
 from tests.corpus.test_releases import SPLITS, record
 
 
@@ -183,7 +184,9 @@ def test_who_saw_the_patient_and_the_patients_beside_is_told_after_a_purge(ward)
     release()
     saw = [r["tag"] for r in history.trace(patient=ward.key(1))["releases"]]
     beside = history.trace(patient=ward.key(2))["releases"]
+    held = {entry.id: entry for entry in open_release(saw[-1]).index}
     done = forget(ward.key(1))
+    assert {entry.id: entry for entry in open_release(saw[-1]).index} == {name: entry for name, entry in held.items() if not name.startswith(f"{ward.name}/1-")}
     assert [(r["tag"], r["splits"], r["samples"]) for r in history.trace(patient=ward.key(1))["releases"]] == [(tag, ["val"], []) for tag in saw]
     assert history.trace(patient=ward.key(2))["releases"][:-1] == beside
     assert history.trace(f"{ward.name}/2-0")["releases"][-1]["tag"] == done["release"] not in saw
