@@ -150,8 +150,9 @@ def _purge(patient: set[str], old: _Old, releases: list[dict], store: ObjectStor
     for path in old.here:
         path.unlink(missing_ok=True)
     for path in (get_settings().state_dir / "cache" / "shards").glob("*"):
-        if path.name.partition(".")[0] in old.md5s():
-            path.unlink()
+        # What a process that was killed had not written to its end is named so after a dot.
+        if path.name.removeprefix(".").partition(".")[0] in old.md5s():
+            path.unlink(missing_ok=True)
     for key in old.keys:
         store.delete(key)
 

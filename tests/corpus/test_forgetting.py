@@ -254,6 +254,17 @@ def test_what_a_release_left_in_the_clone_is_purged_as_well(ward, monkeypatch):
     assert holding(last) == [] and held_here(last) == []
 
 
+def test_what_a_reader_that_was_killed_left_in_the_cache_is_purged_as_well(ward):
+    last = ward.key(ward.more(1))
+    release()
+    md5 = next(key for key in holding(last) if key.startswith("dvc/")).removeprefix("dvc/files/md5/").replace("/", "")
+    torn = get_settings().state_dir / "cache" / "shards" / f".{md5}.arrow.x1y2"
+    torn.parent.mkdir(parents=True, exist_ok=True)
+    torn.write_bytes(b"ARROW1")
+    forget(last)
+    assert not torn.exists()
+
+
 def test_a_purge_that_finds_files_of_this_machine_alone_deletes_them(ward):
     last = ward.key(ward.more(1))
     kept = next(path for path in held_here(ward.key(10)) if path.name.endswith(".index.parquet"))
