@@ -80,13 +80,16 @@ def add(
     """
     before, etag = _current(store, name)
     reading = _Reading(name, before, params, store, salt)
-    reading.run(records, examine or in_this_process(params, salt), on_progress)
-    counts = reading.counts() | _origins(store, name, reading.known.origins()) | ({"place": place} if place else {})
-    reading.tell_groups()
-    settled = _settled(store, params, name, reading.listed(), reading.stale(), reading.aside, counts, reading.held)
-    if (since := forgotten(store)) != reading.forgotten:
-        reading.withdraw(since)
-        raise _conflict(name)
+    try:
+        reading.run(records, examine or in_this_process(params, salt), on_progress)
+        counts = reading.counts() | _origins(store, name, reading.known.origins()) | ({"place": place} if place else {})
+        reading.tell_groups()
+        settled = _settled(store, params, name, reading.listed(), reading.stale(), reading.aside, counts, reading.held)
+    except MissingObject:
+        # A purge may have deleted shards that were there when this began.
+        reading.require_nobody_forgotten()
+        raise
+    reading.require_nobody_forgotten()
     record = _publish(store, settled, before, etag)
     store.delete(_journal(name))
     return record
@@ -314,8 +317,14 @@ class _Reading:
         if self._sending:
             self._sending.result()
 
-    def withdraw(self, patients: set[str]) -> None:
-        """Delete shards that this reading, or one it went on from, wrote and that hold one of these patients: a purge that has ended did not see them."""
+    def require_nobody_forgotten(self) -> None:
+        """Raises SourceConflict if a patient was forgotten meanwhile; what was written of the patient goes, as a purge that has ended did not see it."""
+        if (since := forgotten(self.store)) != self.forgotten:
+            self._withdraw(since)
+            raise _conflict(self.name)
+
+    def _withdraw(self, patients: set[str]) -> None:
+        """Delete shards that this reading, or one it went on from, wrote, if they hold one of these patients and the source does not have them."""
         now = _current(self.store, self.name)[0]
         used = {shard["key"] for shard in [*now.get("shards", ()), *now.get("held", ())]}
         for shard in [*self.journalled, *self.written, *self.held]:

@@ -304,23 +304,37 @@ def test_a_patient_who_is_forgotten_while_the_source_is_read_is_not_let_in(ward,
 
 
 def test_what_a_reading_writes_of_a_patient_who_is_purged_meanwhile_does_not_stay(ward, monkeypatch):
-    number, plain = ward.more(1), quality.examine_all
+    number = ward.more(1)
     release()
-
-    def after_a_purge(*arguments):
-        monkeypatch.undo()
-        forget(ward.key(number))
-        return plain(*arguments)
-
     records = ward.folder / "records.jsonl"
     for caption, written in (("CT image", "CT image, read again:"), (f"CT image, read again: {number} 1", f"MRI of the head {number} 1")):
         records.write_text(records.read_text().replace(caption, written))
-    monkeypatch.setattr(quality, "examine_all", after_a_purge)
     with pytest.raises(intake.SourceConflict, match="run this one again"):
+        purge_during_the_next_reading(monkeypatch, ward.key(number))
         ward.take_in()
     assert holding(ward.key(number)) == []
     ward.take_in()
     assert ward.forgotten() and holding(ward.key(number)) == []
+
+
+def test_a_reading_whose_shards_are_purged_meanwhile_is_told_to_be_run_again(ward, monkeypatch):
+    with pytest.raises(intake.SourceConflict, match="run this one again"):
+        purge_during_the_next_reading(monkeypatch, ward.key(12))
+        ward.more(1)
+    ward.take_in()
+    assert holding(ward.key(12)) == [] and holding(ward.key(ward.count - 1))
+
+
+def purge_during_the_next_reading(monkeypatch, patient: str) -> None:
+    """Have a patient purged when the source's shards are known and nothing is written yet."""
+    plain = quality.examine_all
+
+    def after_a_purge(*arguments):
+        monkeypatch.undo()
+        forget(patient)
+        return plain(*arguments)
+
+    monkeypatch.setattr(quality, "examine_all", after_a_purge)
 
 
 def test_of_two_readings_at_once_none_is_lost(ward, monkeypatch):
