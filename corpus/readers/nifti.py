@@ -108,14 +108,15 @@ def _volume(file: File, max_pixels: int) -> Volume:
     import nibabel
 
     try:
-        image = nibabel.load(file.path)
+        # A file that shrinks while it is mapped into memory ends the process.
+        image = nibabel.load(file.path, mmap=False)
         shape, dtype = image.shape, image.get_data_dtype()
         if not 2 <= len(shape) <= 4 or dtype.kind not in "iuf":
             raise Unreadable("not-a-volume", f"{len(shape)}-D of type {dtype.kind!r}; two to four dimensions of real numbers are read")
         if max(np.prod(shape[:2]), np.prod(shape[1:3]), np.prod(shape[::2][:2])) > max_pixels or np.prod(shape[:3], dtype=float) > _DEEPEST * max_pixels:
             raise Unreadable("too-large", f"{shape} voxels; a slice may have {max_pixels:,} pixels, a volume {_DEEPEST} times as many")
         image = nibabel.as_closest_canonical(_first(image))
-        values = _finite(np.asarray(image.dataobj, dtype=np.float32))
+        values = _finite(image.dataobj)
         if int(image.header["intent_code"]) == _LABEL_INTENT or _is_labels(values):
             raise Unreadable("label-volume", "a segmentation, not a picture")
         spacing = tuple(float(s) if np.isfinite(s) and s > 0 else 1.0 for s in nibabel.affines.voxel_sizes(image.affine))
@@ -128,7 +129,7 @@ def _volume(file: File, max_pixels: int) -> Volume:
 
 def _first(image):
     """The first volume of a series, and a flat picture as a volume of one slice."""
-    values = image.dataobj[..., 0] if len(image.shape) == 4 else np.asarray(image.dataobj)
+    values = np.asarray(image.dataobj[..., 0] if len(image.shape) == 4 else image.dataobj, dtype=np.float32)
     header = image.header.copy()
     return type(image)(values.reshape((*values.shape, 1)[:3]), image.affine, header)
 
@@ -138,12 +139,14 @@ def _finite(values: np.ndarray) -> np.ndarray:
     finite = np.isfinite(values)
     if not finite.any():
         raise Unreadable("empty-volume", "no voxel has a finite value")
+    if finite.all():
+        return values
     low, high = (float(extreme(values, where=finite, initial=start)) for extreme, start in ((np.min, np.inf), (np.max, -np.inf)))
-    return np.nan_to_num(values, nan=low, neginf=low, posinf=high)
+    return np.nan_to_num(values, copy=False, nan=low, neginf=low, posinf=high)
 
 
 def _is_labels(values: np.ndarray) -> bool:
-    some = values.ravel()[:: max(1, values.size // 1_000_000)]
+    some = values.flat[:: max(1, values.size // 1_000_000)]
     return bool((some == np.rint(some)).all()) and len(np.unique(some)) <= _MOST_LABELS
 
 
@@ -159,7 +162,7 @@ def _open(file: File, plane: str, index: int, max_pixels: int) -> Pillow.Image:
     """The slice as radiologists hang it: the patient's right (or front, sagittal) on the left, front or head on top."""
     volume = _volume(file, max_pixels)
     across = _ACROSS[plane]
-    values = np.take(volume.values, index, axis=across)
+    values = np.moveaxis(volume.values, across, 0)[index]
     values = values[::-1, ::-1].T
     scaled = np.clip((values - volume.low) / max(volume.high - volume.low, 1e-9), 0, 1)
     picture = Pillow.fromarray(np.rint(scaled * 255).astype(np.uint8))

@@ -1,6 +1,8 @@
 """NIfTI: slices as radiologists hang them, one window a volume, and every damaged or foreign file kept aside."""
 
 import gzip
+import os
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -96,6 +98,25 @@ def test_empty_slices_are_left_and_the_others_spread(tmp_path, volume):
     volume[:, :, :10] = 0
     indices = [record.labels["slice"] for record in records(save(tmp_path / "v.nii", volume), views=4)]
     assert indices == [12, 17, 22, 27]
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_a_slice_costs_no_copy_of_its_volume(tmp_path, plane):
+    volume = np.random.default_rng(0).random((128, 128, 128), np.float32)
+    first, second = records(save(tmp_path / "v.nii", volume), plane=plane, views=2)
+    shown = first.images[0]()
+    tracemalloc.start()
+    second.images[0]()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert shown.size == (128, 128) and most < volume.nbytes / 8
+
+
+def test_a_file_that_shrinks_after_it_was_read_takes_nothing_down(tmp_path, volume):
+    found = records(save(tmp_path / "v.nii", volume))
+    shown = np.asarray(found[0].images[0]())
+    os.truncate(tmp_path / "v.nii", 4096)
+    assert (np.asarray(found[0].images[0]()) == shown).all()
 
 
 def test_patients_are_bids_subjects_or_files(tmp_path, volume):
