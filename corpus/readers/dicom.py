@@ -144,7 +144,7 @@ def _dataset(file: File) -> "Dataset":
     from pydicom import dcmread
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    dataset = dcmread(file.path, force=True, defer_size=2**16)
+    dataset = dcmread(file.path, force=True, defer_size=dicom_decoding.LARGE)
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian

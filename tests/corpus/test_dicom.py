@@ -1,6 +1,7 @@
 """DICOM: every kind of file becomes the picture it means, or is kept aside with its reason."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from pydicom import Dataset, dcmread
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 
 from corpus.readers import dicom, formats
@@ -231,6 +233,42 @@ def test_frames_of_single_bits_may_begin_inside_a_byte(tmp_path):
     made = dataset(bits, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=packed)
     shown = [np.asarray(record.images[0]()) for record in records(save(made, tmp_path / "x.dcm"))]
     assert (np.stack(shown) == bits * 255).all()
+
+
+def many_frames(kind: str) -> tuple[np.ndarray, Dataset]:
+    """A thousand frames of 64 x 64, and an object that holds them in this way."""
+    values = np.random.default_rng(0).integers(0, 2 if kind == "bits" else 256, (1000, 64, 64), dtype=np.uint8)
+    if kind == "bits":
+        return values * 255, dataset(values, BitsAllocated=1, BitsStored=1, HighBit=0, PixelData=np.packbits(values, bitorder="little").tobytes())
+    made = dataset(values)
+    if kind == "rle":
+        made.PixelData = encapsulate([RLELosslessEncoder.encode(frame.tobytes(), rows=64, columns=64, **_OF_BYTES) for frame in values])
+        made.file_meta.TransferSyntaxUID = RLELossless
+        made["PixelData"].VR, made["PixelData"].is_undefined_length = "OB", True
+    return values, made
+
+
+_OF_BYTES = {"samples_per_pixel": 1, "number_of_frames": 1, "bits_allocated": 8, "bits_stored": 8, "pixel_representation": 0, "photometric_interpretation": "MONOCHROME2"}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bits", "rle"])
+def test_of_many_frames_one_is_in_memory(tmp_path, kind):
+    values, made = many_frames(kind)
+    first, second = (save(made, tmp_path / name) for name in ("1.dcm", "2.dcm"))
+    records(first)[0].images[0]()
+    found = records(second, views=3)
+    tracemalloc.start()
+    shown = [np.asarray(record.images[0]()) for record in found]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (np.stack(shown) == values[[record.labels["frame"] - 1 for record in found]]).all()
+    assert most < second.stat().st_size / 2
+
+
+def test_fewer_pixels_than_the_header_says_are_none_of_what_follows_them(tmp_path):
+    made = dataset(np.zeros((8, 256, 256), np.uint8), NumberOfFrames=9)
+    made.add_new(0xFFFCFFFC, "OB", b"\xff" * 2**17)
+    assert {reason for reason in take_in(dicom, Source(save(made, tmp_path / "x.dcm"), "s", license="MIT")).reasons} == {"unreadable-image"}
 
 
 def test_padding_does_not_stretch_the_window(tmp_path):
