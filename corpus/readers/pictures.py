@@ -19,6 +19,8 @@ from corpus.readers.fields import NotARecord
 from corpus.readers.textfiles import parsed
 from corpus.record import Opener, Unreadable
 
+# What is decoded, whatever a file is called: of all that Pillow knows, EPS would run a program on what the file says.
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Marks that paths have, and how base64 of PNG, JPEG, GIF, BMP, TIFF and WebP begins.
 _PATH_LIKE, _BASE64_LIKE = re.compile(r"[/\\.]"), re.compile(r"\s*(data:|iVBOR|/9j/|R0lG|Qk|SUkq|TU0A|UklG)")
@@ -153,7 +155,7 @@ def _from_base64(cell: str) -> bytes:
 
 def _decoded(data: bytes, max_pixels: int) -> Pillow.Image:
     try:
-        picture = Pillow.open(io.BytesIO(data))
+        picture = Pillow.open(io.BytesIO(data), formats=_FORMATS)
         if picture.width * picture.height > max_pixels:
             raise Unreadable("too-large", f"{picture.width}x{picture.height} px exceed the limit of {max_pixels:,} pixels")
         picture.load()

@@ -234,6 +234,21 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
         record.images[0]()
 
 
+def test_a_picture_runs_no_program(tmp_path, monkeypatch):
+    """Pillow has EPS drawn by Ghostscript, if there is one, whatever the file is called."""
+    ran, program = tmp_path / "ran", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
+    (record,), _ = read(tmp_path / "a.png", "image-folder")
+    with pytest.raises(Unreadable, match="UnidentifiedImageError"):
+        record.images[0]()
+    assert not ran.exists()
+
+
 def _built(root, format):
     """A file of the format."""
     makers = {
