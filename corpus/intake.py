@@ -21,7 +21,6 @@ from corpus.fingerprint import fingerprint, origin, with_pictures
 from corpus.known import Known
 from corpus.params import CorpusParams
 from corpus.patients import patient_key
-from corpus.readers.pictures import PictureBytes
 from corpus.record import HeldBack, Record, Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
@@ -59,8 +58,8 @@ def batches(records: Iterable[Record], most: int) -> Iterator[list[Record]]:
     batch, size = [], 0
     for record in records:
         batch.append(record)
-        # Those that are no bytes yet are decoded one at a time.
-        size += sum(len(picture.data) for picture in (*record.images, record.target) if isinstance(picture, PictureBytes))
+        # Those that are in no memory yet are decoded one at a time.
+        size += sum(getattr(picture, "held", 0) for picture in (*record.images, record.target))
         if len(batch) == most or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0

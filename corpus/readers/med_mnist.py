@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,11 @@ class _Picture:
     """Opens one array of 8-bit grey (rows, columns) or RGB (rows, columns, 3)."""
 
     pixels: np.ndarray = field(repr=False)
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return self.pixels.nbytes
 
     def __call__(self) -> Pillow.Image:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim not in (2, 3) or self.pixels.shape[2:] not in ((), (3,)):
@@ -57,7 +63,7 @@ def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
     counts: dict[str, int] = {}
     for name in there:
         try:
-            counts[name] = _count(file, name, arrays)
+            counts[name] = _count(file, name, arrays, source.max_pixels)
         except Unreadable as error:
             yield Rejection(source.name, f"{place}:{name}", error.reason, str(error))
     altered = _altered(counts, known)
@@ -77,14 +83,16 @@ def _order(name: str) -> int:
     return (*SPLITS, None).index(vocabulary.split(name))
 
 
-def _count(file: Path, name: str, arrays: set[str]) -> int:
-    """How many images a split has. Raises Unreadable: it is none, or cannot be read."""
+def _count(file: Path, name: str, arrays: set[str], max_pixels: int) -> int:
+    """How many images a split has. Raises Unreadable: it is none, or cannot be read, or too large."""
     if vocabulary.split(name) is None:
         raise Unreadable("unreadable-file", "arrays of no known split")
     for kind in ("images", "labels"):
         if f"{name}_{kind}" not in arrays:
             raise Unreadable("unreadable-file", f"a split without {kind}")
-    count = npz.shape(file, f"{name}_images")[0]
+    count, *size = npz.shape(file, f"{name}_images")
+    if prod(size) > max_pixels * (3 if size[-1:] == [3] else 1):
+        raise Unreadable("too-large", f"images of {'x'.join(map(str, size))} exceed the limit of {max_pixels:,} pixels")
     if npz.shape(file, f"{name}_labels")[0] != count:
         raise Unreadable("unreadable-file", "not as many labels as images")
     return count
@@ -105,7 +113,8 @@ def _record(image: np.ndarray, label: np.ndarray, place: str, split: str, known:
     if named is None:
         return Rejection(source.name, place, "malformed-record", f"its label is none of {known.title}'s {len(known.classes)} classes")
     volume = known.title.endswith("3D")
-    shown = [image[int(share * len(image))] for share in SLICES] if volume else [image]
+    # Copies, so that the volume itself is not held.
+    shown = [image[int(share * len(image))].copy() for share in SLICES] if volume else [image]
     answer = ", ".join(named) or "none"
     options = "" if known.many else f" One of: {'; '.join(known.classes)}."
     return Record(

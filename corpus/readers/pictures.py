@@ -103,6 +103,11 @@ class PictureBytes:
     data: bytes = field(repr=False)
     max_pixels: int
 
+    @property
+    def held(self) -> int:
+        """Bytes in memory."""
+        return len(self.data)
+
     def read(self) -> bytes:
         return self.data
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from corpus import intake
 from corpus.readers import formats, parquet
 from corpus.readers.source import Source
 from corpus.record import Unreadable
@@ -343,6 +344,18 @@ def test_a_header_that_lies(tmp_path, shape):
         archive.writestr("train_labels.npy", array)
     records, aside = read(tmp_path, "med-mnist")
     assert not records and aside[-1].reason == "unreadable-file"
+
+
+def test_pictures_larger_than_a_file_may_hold_are_refused_before_they_are_inflated(tmp_path):
+    layouts.med_mnist(tmp_path / "bloodmnist.npz", size=64)
+    records, aside = read(tmp_path, "med-mnist", max_pixels=64 * 64 - 1)
+    assert not records and [r.reason for r in aside] == ["too-large"] * 3 and "64x64" in aside[0].detail
+
+
+def test_few_large_pictures_are_examined_at_once(tmp_path):
+    layouts.med_mnist(tmp_path / "bloodmnist.npz", counts=(7, 1, 1), size=2**10)
+    records, _ = read(tmp_path, "med-mnist")
+    assert [len(batch) for batch in intake.batches(records, 128)] == [4, 4, 1]
 
 
 def test_a_damaged_schema_is_told(tmp_path):
