@@ -7,9 +7,12 @@ import io
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import ExifTags
 from PIL import Image as Pillow
@@ -28,6 +31,8 @@ _PATH_LIKE, _BASE64_LIKE = re.compile(r"[/\\.]"), re.compile(r"\s*(data:|iVBOR|/
 _PYTHONS_LIST = re.compile(r"""\s*\[\s*'[^'"\\]*'(\s*,\s*'[^'"\\]*')*\s*\]\s*""")
 # Longer text is not a path on any file system in use.
 _LONGEST_PATH = 1024
+# Bytes of a file from which its header is looked at before it is read, and most bytes of a pixel: four colours of 16 bits.
+_LARGE, _DEEPEST = 2**22, 8
 # Colours of 16 bits lose their low byte; pictures of 12 bits in 16 reach 16 of 255 then.
 _COLOURS, _DIM, _PNG_DEPTH = ("RGB", "RGBA", "LA"), 64, 24
 
@@ -71,9 +76,14 @@ class PictureFile:
         return path
 
     def read(self) -> bytes:
-        """The file's bytes. Raises Unreadable as `path`, or unreadable-image."""
+        """The file's bytes. Raises Unreadable as the picture does; what is too large is not read to know that."""
         try:
             with open(self._found(), "rb") as file:
+                if (size := os.fstat(file.fileno()).st_size) > _LARGE:
+                    _opened(file, self.max_pixels)
+                    if size > _DEEPEST * self.max_pixels:
+                        raise Unreadable("too-large", f"{size:,} bytes exceed what a picture of {self.max_pixels:,} pixels takes")
+                    file.seek(0)
                 return file.read()
         except OSError as error:
             raise Unreadable("unreadable-image", f"cannot be read ({type(error).__name__})") from None
@@ -159,18 +169,34 @@ def _from_base64(cell: str) -> bytes:
 
 
 def _decoded(data: bytes, max_pixels: int) -> Pillow.Image:
-    try:
-        picture = Pillow.open(io.BytesIO(data), formats=_FORMATS)
-        if picture.width * picture.height > max_pixels:
-            raise Unreadable("too-large", f"{picture.width}x{picture.height} px exceed the limit of {max_pixels:,} pixels")
+    picture = _opened(io.BytesIO(data), max_pixels)
+    with _readable():
         picture.load()
         if _is_dimmed(picture, data):
             raise Unreadable("unreadable-image", "16 bits a colour of which it uses fewer: write it with 8")
+    return originals.mark(picture, data)
+
+
+def _opened(file: BinaryIO, max_pixels: int) -> Pillow.Image:
+    """A picture of which the header is read, and no pixels yet. Raises Unreadable: too-large, unreadable-image."""
+    with _readable():
+        picture = Pillow.open(file, formats=_FORMATS)
+    if picture.width * picture.height > max_pixels:
+        raise Unreadable("too-large", f"{picture.width}x{picture.height} px exceed the limit of {max_pixels:,} pixels")
+    return picture
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raises Unreadable for what Pillow raises of damaged pictures."""
+    try:
+        yield
     except Unreadable:
         raise
-    except (OSError, SyntaxError, ValueError, Pillow.DecompressionBombError) as error:
+    except Pillow.DecompressionBombError:
+        raise Unreadable("too-large", f"more than {2 * (Pillow.MAX_IMAGE_PIXELS or 0):,} pixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
         raise Unreadable("unreadable-image", f"cannot be decoded ({type(error).__name__})") from None
-    return originals.mark(picture, data)
 
 
 def _is_dimmed(picture: Pillow.Image, data: bytes) -> bool:

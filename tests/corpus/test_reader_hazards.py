@@ -1,6 +1,9 @@
 """What is wrong with real data, as the readers and the quality control behind them meet it."""
 
+import io
 import json
+import os
+import tracemalloc
 import zipfile
 from datetime import datetime
 
@@ -233,6 +236,25 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
     (record,), _ = read(tmp_path, "image-folder", max_pixels=100)
     with pytest.raises(Unreadable, match="96x96"):
         record.images[0]()
+
+
+@pytest.mark.parametrize("side, told", [(20_000, "more than .* pixels"), (8_000, "8000x8000 px"), (64, "bytes exceed"), (None, "cannot be decoded")])
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path, side, told):
+    """A slide of some gigabytes is a .tif like any other."""
+    header = layouts.encoded(0, "TIFF") if side == 64 else b"no picture"
+    if side in (8_000, 20_000):
+        stream = io.BytesIO()
+        Image.new("1", (side, side)).save(stream, "TIFF", compression="group4")
+        header = stream.getvalue()
+    (tmp_path / "a.tif").write_bytes(header)
+    os.truncate(tmp_path / "a.tif", 2**30)
+    (record,), _ = read(tmp_path / "a.tif", "image-folder")
+    tracemalloc.start()
+    with pytest.raises(Unreadable, match=told):
+        record.images[0]()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**24
 
 
 def test_a_picture_runs_no_program(tmp_path, monkeypatch):
