@@ -16,6 +16,8 @@ from corpus.record import Unreadable
 # What a file is known by: so many characters of it, or of each of so many lines or objects, as the first may be damaged.
 _HEAD, _FIRST = 2**20, 16
 _KEY, _DECODER = re.compile(r'"([^"\\]{1,64})"\s*:'), json.JSONDecoder()
+# Levels of JSON.
+_DEEPEST = 64
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -72,11 +74,20 @@ def parsed(text: str) -> object:
     """JSON, with U+FFFD for each half of a surrogate pair whose other half was lost: no UTF-8 can hold it.
 
     Raises:
-        ValueError, RecursionError: it is no JSON.
+        ValueError, RecursionError: it is no JSON, or nested deeper than data is: what one process can read, the next may not pickle.
     """
     found = json.loads(text)
+    if text.count("{") + text.count("[") > _DEEPEST and _is_deep(found):
+        raise ValueError(f"JSON nested deeper than {_DEEPEST} levels")
     # Most files have no such escapes, and need no second look.
     return _without_halves(found) if "\\ud" in text or "\\uD" in text else found
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item) if isinstance(inner, (dict, list))]
+    return bool(level)
 
 
 def _without_halves(value: object) -> object:

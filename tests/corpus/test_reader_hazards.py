@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import tracemalloc
 import zipfile
 from datetime import datetime
@@ -236,6 +237,15 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
     (record,), _ = read(tmp_path, "image-folder", max_pixels=100)
     with pytest.raises(Unreadable, match="96x96"):
         record.images[0]()
+
+
+@pytest.mark.parametrize("levels, kept", [(50, 1), (100, 0), (600, 0), (100_000, 0)])
+def test_json_nested_deeper_than_a_process_can_hand_on_is_kept_aside(tmp_path, levels, kept):
+    layouts.save(0, tmp_path / "a.png")
+    (tmp_path / "records.jsonl").write_text('{"image": "a.png", "modality": "CT", "license": "MIT", "caption": "CT of the chest.", "labels": ' + '{"a":' * levels + "1" + "}" * levels + "}")
+    records, aside = read(tmp_path, "records")
+    assert len(records) == kept and [r.reason for r in aside] == ["malformed-record"] * (1 - kept)
+    pickle.dumps(records)
 
 
 @pytest.mark.parametrize("side, told", [(20_000, "more than .* pixels"), (8_000, "8000x8000 px"), (64, "bytes exceed"), (None, "cannot be decoded")])
