@@ -28,13 +28,20 @@ def listed(source: Source) -> Iterator[File | Rejection]:
         if closed := tree.unread(path, source):
             yield replace(closed, where=place if source.path.is_dir() else "the file")
             continue
-        digest = _digest(path)
+        try:
+            digest = _digest(path)
+        except OSError as error:
+            yield Rejection(source.name, place if source.path.is_dir() else "the file", "unreadable-file", f"cannot be read ({type(error).__name__})")
+            continue
         yield File(path, digest, f"sha256:{digest} ({place})" if source.path.is_dir() else f"sha256:{digest}")
 
 
 def unnamed(path: Path) -> str:
     """How a file is named to the outside where its name may be a person's."""
-    return f"sha256:{_digest(path)}" if os.path.isfile(path) else "no regular file"
+    try:
+        return f"sha256:{_digest(path)}" if os.path.isfile(path) else "no regular file"
+    except OSError:
+        return "a file that cannot be read"
 
 
 def _digest(path: Path) -> str:

@@ -6,6 +6,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+import nibabel
 import pytest
 
 from corpus import intake, shards
@@ -17,7 +18,7 @@ from corpus.record import Record, Rejection
 from corpus.sample import Sample
 from infra.store import corpus_store
 from ray_jobs.ingest import BadSourceName, UnknownTerm, add_source, source_name
-from tests.corpus import layouts
+from tests.corpus import dicom_table, layouts
 
 SAID = {"modality": "CXR", "license": "CC0-1.0"}
 
@@ -108,6 +109,19 @@ def test_closed_files_and_links_out_are_kept_aside_without_their_names(public, t
         records, aside = read(public, format)
     assert not records and {r.reason for r in aside} == {"path-outside-folder", "unreadable-file"}
     assert sorted(r.where for r in aside) == ["file 1 of 2", "file 2 of 2"]
+
+
+@pytest.mark.parametrize("format, name", [("dicom", "CT_small.dcm"), ("nifti", "anatomical.nii")])
+def test_a_scan_that_vanishes_while_others_are_read_is_told(tmp_path, format, name):
+    shipped = dicom_table.files()[name] if format == "dicom" else Path(nibabel.__file__).parent / "tests" / "data" / name
+    for number in range(3):
+        shutil.copy(shipped, tmp_path / f"{number}-{name}")
+    found = formats.read(Source(tmp_path, "s", license="MIT", modality="CT"), format)
+    first = next(found)
+    (tmp_path / f"1-{name}").unlink()
+    found = list(found)
+    records, aside = [i for i in found if isinstance(i, Record)], [i for i in found if isinstance(i, Rejection)]
+    assert isinstance(first, Record) and records and [(r.reason, r.where) for r in aside] == [("unreadable-file", "file 2 of 3")]
 
 
 def test_a_source_elsewhere_is_not_replaced_unasked(tmp_path, s3):
