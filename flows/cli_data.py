@@ -165,7 +165,7 @@ def _ask(desk, cases: list, reviewer: str | None, note: str, overrule: bool, pic
     with tempfile.TemporaryDirectory(prefix="unimed-review-") as private:
         for number, case in enumerate(cases, start=1):
             samples = desk.samples(case)
-            typer.echo(f"\n{number} of {len(cases)}: {case.record} ({case.modality}, {'kept' if case.kept else 'kept aside'})\n{case.reason}: {case.detail}")
+            typer.echo(f"\n{number} of {len(cases)}: {console.printable(case.record)} ({case.modality}, {'kept' if case.kept else 'kept aside'})\n{case.reason}: {case.detail}")
             typer.echo(f"{review.save_picture(samples, pictures or Path(private)) or 'no picture'}\n{review.words(samples)}")
             word = ""
             while word not in ("a", "r", "s", "q"):

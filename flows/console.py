@@ -35,7 +35,13 @@ def counter(what: str, every_s: float = 2.0) -> Callable[[int, int | None], None
 
 def show(result: object, as_json: bool, human: Callable[[], str]) -> None:
     """The result, for programs or for people."""
-    typer.echo(json.dumps(result, indent=1, default=str, ensure_ascii=False) if as_json else human(), file=sys.__stdout__)
+    told = json.dumps(result, indent=1, default=str, ensure_ascii=False) if as_json else "\n".join(map(printable, human().split("\n")))
+    typer.echo(told, file=sys.__stdout__)
+
+
+def printable(text: str) -> str:
+    """A line in which what would steer the terminal is written out: ids and names of files may hold anything."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def results_only() -> None:
@@ -68,7 +74,7 @@ def file_to_write(path: Path | None) -> Path | None:
 
 def table(headers: list[str], rows: list[list[object]]) -> str:
     """A plain table with aligned columns."""
-    text = [headers, *([str(cell) for cell in row] for row in rows)]
+    text = [headers, *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in text) for i in range(len(headers))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in text]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

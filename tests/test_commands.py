@@ -226,6 +226,21 @@ def test_what_libraries_print_stays_out_of_the_result():
     assert json.loads(done.stdout) == {"kept": 1} and "many workers" in done.stderr
 
 
+def test_what_steers_a_terminal_is_written_out(capsys, monkeypatch):
+    """Names of files and ids of records are told, and may hold anything."""
+    from flows import console
+
+    monkeypatch.setattr(sys, "__stdout__", sys.stdout)
+    rows = [["s", "a\x1b[2J\nb\u202e\x00é 中\udc80.png", "no-text"]]
+    console.show(rows, False, lambda: f"one\x1b[31m\n{console.table(['source', 'where', 'reason'], rows)}")
+    assert capsys.readouterr().out.splitlines() == [
+        "one\\x1b[31m",
+        "source  where                               reason",
+        "------  ----------------------------------  -------",
+        "s       a\\x1b[2J\\nb\\u202e\\x00é 中\\udc80.png  no-text",
+    ]
+
+
 @pytest.mark.parametrize("bench, count", [("network", 4), pytest.param("training", 4, marks=pytest.mark.slow)])
 def test_a_bench_prints_rows(bench, count):
     done = run(f"bench.{bench}", "--quick", "--json")
