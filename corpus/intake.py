@@ -426,6 +426,7 @@ def remove(name: str, store: ObjectStore) -> None:
 
 def sources(store: ObjectStore) -> list[dict]:
     """Records of all sources taken in, by name."""
-    keys = [entry.key for entry in store.list("intake/") if entry.key.count("/") == 1 and entry.key.endswith(".json")]
+    names = [entry.key.removeprefix("intake/").removesuffix(".json") for entry in store.list("intake/") if entry.key.count("/") == 1 and entry.key.endswith(".json")]
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        return list(pool.map(store.get_json, keys))
+        # One may be removed between the listing and the reading.
+        return [record for record, _ in pool.map(lambda name: _current(store, name), names) if record]

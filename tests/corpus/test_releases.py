@@ -16,7 +16,7 @@ from corpus.readers.pictures import PictureBytes
 from corpus.record import Record
 from corpus.sample import Turn
 from flows.releases import make_release
-from infra.store import corpus_store
+from infra.store import ObjectStore, corpus_store
 from ray_jobs.ingest import EmptySource, add_source
 
 SALT = b"salt"
@@ -246,6 +246,19 @@ def test_a_source_that_is_removed_while_it_is_read_is_told(s3):
         intake.add("fleeting", until_removed(), PARAMS, corpus_store(), SALT)
     assert intake.add("fleeting", [record(0), record(1)], PARAMS, corpus_store(), SALT)["how"] == "added"
     intake.remove("fleeting", corpus_store())
+
+
+def test_a_source_that_is_removed_while_sources_are_listed_is_none(s3, monkeypatch):
+    take_in("passing", [record(0)])
+    plain = ObjectStore.list
+
+    def removed_then(store, prefix):
+        found = list(plain(store, prefix))
+        store.delete("intake/passing.json")
+        return found
+
+    monkeypatch.setattr(ObjectStore, "list", removed_then)
+    assert "passing" not in [source["name"] for source in intake.sources(corpus_store())]
 
 
 @pytest.mark.parametrize("which, told", [("key", "its name is of other content"), ("index_key", "magic bytes")])
