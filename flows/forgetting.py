@@ -19,7 +19,7 @@ from infra.corpus_repo import CorpusRepo, object_key
 from infra.records import utc_now
 from infra.settings import get_settings
 from infra.stack import Stack
-from infra.store import ObjectStore, corpus_store
+from infra.store import MissingObject, ObjectStore, PreconditionFailed, corpus_store
 
 
 class StillThere(RuntimeError):
@@ -162,13 +162,19 @@ def _mark(tag: str, splits: dict[str, list[str]], files: list[dict], store: Obje
 
     Their indexes give way to ones that do not tell of the patient: where the others were can still be traced.
     """
-    key = f"releases/{tag.removeprefix('corpus/')}.json"
-    record, etag = store.get_json_with_etag(key)
-    before = record.get("purged", {"files": [], "patients": {}})
-    told = {file["path"]: _untold(file, {*splits}, store) for file in files if file["path"].endswith(INDEX)}
-    gone = {file["path"] for file in files} - told.keys()
-    purged = {"at": utc_now(), "files": sorted({*before["files"], *gone}), "patients": splits | before["patients"]}
-    store.put_json(key, record | {"purged": purged, "shards": [told.get(file["path"], file) for file in record["shards"]]}, if_match=etag)
+    key, paths = f"releases/{tag.removeprefix('corpus/')}.json", {file["path"] for file in files}
+    while True:
+        record, etag = store.get_json_with_etag(key)
+        before = record.get("purged", {"files": [], "patients": {}})
+        try:
+            told = {file["path"]: _untold(file, {*splits}, store) for file in record["shards"] if file["path"] in paths and file["path"].endswith(INDEX)}
+            purged = {"at": utc_now(), "files": sorted({*before["files"], *(paths - told.keys())}), "patients": splits | before["patients"]}
+            store.put_json(key, record | {"purged": purged, "shards": [told.get(file["path"], file) for file in record["shards"]]}, if_match=etag)
+            return
+        except (MissingObject, PreconditionFailed):
+            # Another purge put its own indexes into the record meanwhile: they are taken from there. What is missing else is told.
+            if store.get_with_etag(key)[1] == etag:
+                raise
 
 
 def _untold(file: dict, patient: set[str], store: ObjectStore) -> dict:

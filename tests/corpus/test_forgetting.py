@@ -208,6 +208,25 @@ def test_stopped_anywhere_the_same_command_completes_it(ward, monkeypatch, numbe
     assert "purged" not in all_releases(corpus_store())[-1]
 
 
+@pytest.mark.parametrize("number, other, point", [(13, 14, "_mark"), (15, 16, "_untold")])
+def test_of_two_purges_at_once_one_is_told_to_be_run_again(ward, monkeypatch, number, other, point):
+    """Both change the indexes of the same shards, and the records that name them."""
+    saw = [[r["tag"] for r in history.trace(patient=ward.key(n))["releases"]] for n in (number, other)]
+    plain = getattr(forgetting, point)
+
+    def beside(*arguments):
+        monkeypatch.undo()
+        forget(ward.key(other))
+        return plain(*arguments)
+
+    monkeypatch.setattr(forgetting, point, beside)
+    with pytest.raises(forgetting.StillThere, match="run this one again"):
+        forget(ward.key(number))
+    forget(ward.key(number))
+    assert holding(ward.key(number), ward.key(other)) == []
+    assert [[r["tag"] for r in history.trace(patient=ward.key(n))["releases"]][: len(tags)] for n, tags in zip((number, other), saw)] == saw
+
+
 def test_a_release_that_was_under_way_is_purged_as_well(ward, monkeypatch):
     ward.more(1)
     begun = releases._inputs(corpus_store(), get_settings())
