@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 import pyarrow as pa
@@ -83,7 +84,7 @@ def add(
         reading.run(records, examine or in_this_process(params, salt), on_progress)
         counts = reading.counts() | _origins(store, name, reading.known.origins()) | ({"place": place} if place else {})
         reading.tell_groups()
-        settled = _settled(store, params, name, reading.listed(), reading.stale(), reading.aside, counts, reading.held)
+        settled = _settled(store, params, name, reading.listed(), reading.stale(), reading.aside(), counts, reading.held)
     except MissingObject:
         # A purge may have deleted shards that were there when this began.
         reading.require_nobody_forgotten()
@@ -229,7 +230,8 @@ class _Reading:
         # The outcome for a record depends on these too: change one, and everything is looked at again.
         self.key = digest({"quality": params.quality.model_dump(mode="json"), "salt": salt.hex(), "code": source_fingerprint("corpus")}).encode()
         self.seen = self.left_out = 0
-        self.aside: list[Rejection] = []
+        # With the place in the source: what is examined is told later than what readers reject, by how many is at once.
+        self._aside: list[tuple[int, Rejection]] = []
         self.written: list[dict] = []
         self.held: list[dict] = []
         self._sending: Future | None = None
@@ -243,12 +245,12 @@ class _Reading:
     def _run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
         gathering, holding, fingerprints = shards.Gathering(self.params.shards), shards.Gathering(self.params.shards), deque()
         for outcome in examine(self._unknown(records, fingerprints, on_progress)):
-            read = fingerprints.popleft()
+            place, read = fingerprints.popleft()
             samples = getattr(outcome, "samples", outcome)
             if isinstance(outcome, Rejection) and not isinstance(outcome, HeldBack):
-                self.aside.append(outcome)
+                self._aside.append((place, outcome))
             elif isinstance(outcome, HeldBack):
-                self.aside.append(outcome.told())
+                self._aside.append((place, outcome.told()))
                 self._hold(holding.add(samples))
             else:
                 told = origin(read, len(outcome))
@@ -265,17 +267,17 @@ class _Reading:
             self.seen += 1
             on_progress(self.seen)
             if isinstance(item, Rejection):
-                self.aside.append(item)
+                self._aside.append((self.seen, item))
                 continue
             self.left_out += item.left_out + sum(max(map(len, turn[:2])) > self.params.quality.max_text for turn in item.turns)
             # A key takes as long as a small picture's hash, so it is made where somebody asks.
             if (self.forgotten or item.linked) and not self.forgotten.isdisjoint(keys := self._known_as(item)):
                 self.kept_out |= keys
-                self.aside.append(Rejection(item.source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`"))
+                self._aside.append((self.seen, Rejection(item.source, "a forgotten patient", "forgotten", "the patient was forgotten: see `unimed data forget`")))
                 continue
             read, pictures = fingerprint(item, self.key)
             if not self.known.has_read(read):
-                fingerprints.append(read)
+                fingerprints.append((self.seen, read))
                 yield with_pictures(item, pictures)
 
     def _known_as(self, record: Record) -> frozenset[str]:
@@ -344,8 +346,12 @@ class _Reading:
         written = {s["shard"] for s in self.written}
         return {shard: rows for shard, rows in self.known.stale().items() if shard not in written}
 
+    def aside(self) -> list[Rejection]:
+        """What was kept aside, in the order of the source."""
+        return [rejection for _, rejection in sorted(self._aside, key=itemgetter(0))]
+
     def counts(self) -> dict:
-        records = {"seen": self.seen, "kept": self.seen - len(self.aside), "quarantined": len(self.aside)}
+        records = {"seen": self.seen, "kept": self.seen - len(self._aside), "quarantined": len(self._aside)}
         return {"records": records, "questions_left_out": self.left_out}
 
 

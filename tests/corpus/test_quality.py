@@ -153,6 +153,18 @@ def test_adding_it_again_changes_nothing(source):
     assert again["how"] == "up to date" and again["shards"] == source[1]["shards"]
 
 
+def test_it_is_the_same_however_many_records_are_examined_at_once(source):
+    params = CorpusParams()
+
+    def one_by_one(read):
+        return (quality.examine(record, params.quality, b"salt") for record in read)
+
+    again = intake.add("messy", records.read(Source(source[0], "messy")), params, corpus_store(), b"salt", one_by_one)
+    assert again["how"] == "up to date" and again["quarantine"] == source[1]["quarantine"]
+    aside = [int(r.where.split(":")[1].split(" ")[0]) for r in shards.read_quarantine(corpus_store().get(again["rejected"]))]
+    assert aside == sorted(aside)
+
+
 def test_a_folder_without_records_is_told(tmp_path, s3):
     with pytest.raises(FileNotFoundError, match="records.jsonl"):
         take_in(tmp_path, "empty")
