@@ -110,11 +110,12 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
             yield Rejection(source.name, unnamed(file) if scans.may_name(file) else source.place(file), "unknown-format", "no reader recognises this file; name its format with --format")
     for where, names in tree.folders(source.path):
         pictures, folder = [name for name in names if _is_picture(name)], os.path.abspath(where)
+        beneath_damage = not doubtful.isdisjoint((folder, *map(str, Path(folder).parents)))
         found |= bool(pictures)
         for file in () if folder in claimed else (where / name for name in pictures):
             if scans.are_near(file):
                 yield Rejection(source.name, unnamed(file), "unnamed-picture", "no file names it, and among DICOM or NIfTI files its own name and its folder's may be a person's")
-            elif any(Path(folder).is_relative_to(top) for top in doubtful):
+            elif beneath_damage:
                 yield Rejection(source.name, source.place(file), "unnamed-picture", "no file names it, but one that may is damaged")
             else:
                 yield from image_folder.read_picture(file, source)
@@ -175,7 +176,7 @@ class _Scans:
             self._places.add(self._source.path)
 
     def are_near(self, file: Path) -> bool:
-        return self._top(file) in self._tops or any(file.is_relative_to(place) for place in self._places)
+        return self._top(file) in self._tops or not self._places.isdisjoint(file.parents)
 
     def may_name(self, file: Path) -> bool:
         """Whether a file that could not be read may be a scan, or lies among scans."""

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import numpy as np
@@ -254,6 +255,22 @@ def test_pictures_of_a_damaged_file_are_no_image_folder(tmp_path):
     assert Counter(r.where.split("/")[0] for r in records) == {"slake": 1, "others": 4}
     unnamed = {r.where for r in aside if r.reason == "unnamed-picture"}
     assert len(unnamed) == 7 and {"slake/imgs/xmlab1/mask.png", "omni/Images/Demo/a b.png", "mine/test/x.png"} <= unnamed
+
+
+def test_many_damaged_files_beside_many_pictures_take_no_longer_each(tmp_path):
+    def seconds() -> float:
+        begun = time.process_time()
+        assert len(list(formats.read(Source(tmp_path, "s", license="MIT", modality="CT")))) >= 4000
+        return time.process_time() - begun
+
+    for number in range(200):
+        (tmp_path / f"{number}").mkdir()
+        for name in range(20):
+            (tmp_path / f"{number}" / f"{name}.png").touch()
+    alone = seconds()
+    for number in range(200):
+        layouts.jsonl([{"message": 1, "input_img": 2}], tmp_path / f"{number}" / "a.jsonl")
+    assert seconds() < 5 * alone
 
 
 def test_a_bad_row_of_a_file_that_holds_its_pictures_spoils_no_folder(tmp_path):
