@@ -53,6 +53,8 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     if count := review.forget(store, records):
         on_line(f"{count} decisions on the patient's records deleted")
     if not (records or seen(patient=keys)["releases"] or _look(keys, store).anything()):
+        if purge:
+            _rewrite(on_line)
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
     # The patient goes, whatever is wrong with what remains.
     release = make_release(force=False, on_line=on_line, enforced="safety")
@@ -69,9 +71,8 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
         _purge(keys, old, known["releases"], store)
         if left := _look(keys, store).anything():
             raise StillThere(f"{left} objects and files hold patient {patient} again, which another command wrote meanwhile: run this one again")
-    # Even if nothing is left to delete: the command before this one may have been stopped here.
-    if purge and (purged or not old.anything()) and not Stack().rewrite_without_deleted():
-        on_line("bytes of what was deleted are still on the store's disk, which may be full, in use or read-only (`unimed doctor`): run this one again when that is mended")
+    if purge and (purged or not old.anything()):
+        _rewrite(on_line)
     return {"patient": patient, "linked": sorted(others), "release": release["tag"], **known, "purged": old.keys if purged else [], "left": [] if purged else old.keys}
 
 
@@ -155,6 +156,12 @@ def _purge(patient: set[str], old: _Old, releases: list[dict], store: ObjectStor
             path.unlink(missing_ok=True)
     for key in old.keys:
         store.delete(key)
+
+
+def _rewrite(on_line: Callable[[str], None]) -> None:
+    """Take what was deleted off the store's disk, even if nothing was left to delete: the command before this one may have been stopped here."""
+    if not Stack().rewrite_without_deleted():
+        on_line("bytes of what was deleted are still on the store's disk, which may be full, in use or read-only (`unimed doctor`): run this one again when that is mended")
 
 
 def _mark(tag: str, splits: dict[str, list[str]], files: list[dict], store: ObjectStore) -> None:

@@ -21,6 +21,7 @@ from flows.releases import all_releases, make_release
 from infra.corpus_repo import CorpusRepo, RepositoryError
 from infra.registry import ModelRegistry
 from infra.settings import get_settings
+from infra.stack import Stack
 from infra.store import ObjectStore, corpus_store, log_store
 from ray_jobs.ingest import add_source, salt
 from ray_jobs.releases import open_release
@@ -157,6 +158,19 @@ def test_what_was_purged_is_not_on_the_disk_of_the_store_either(ward):
     middle = picture[len(picture) // 2 :][:200]
     assert middle in on_disk()
     forget(ward.key(number))
+    assert middle not in on_disk()
+
+
+def test_bytes_of_a_patient_of_no_release_are_off_the_disk_after_a_purge_that_was_stopped_before_that(ward, monkeypatch):
+    number = ward.more(1, caption="MRI of the head.")
+    picture = (ward.folder / f"{number}-0.png").read_bytes()
+    middle = picture[len(picture) // 2 :][:200]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Stack, "rewrite_without_deleted", stop)
+        forget(ward.key(number))
+    assert holding(ward.key(number)) == [] and middle in on_disk()
+    with pytest.raises(LookupError, match="no source and no release holds"):
+        forget(ward.key(number))
     assert middle not in on_disk()
 
 
