@@ -113,10 +113,12 @@ def forget(store: ObjectStore, records: set[int]) -> int:
     return len(found)
 
 
-def unpin(store: ObjectStore, records: set[int]) -> None:
-    """Take the decisions on these records out of what was pinned for releases."""
-    for key, made in _each(store, PINNED):
-        if (stay := [decision for decision in made if index.hash64(decision["record"]) not in records]) != made:
+def unpin(store: ObjectStore) -> None:
+    """Take decisions that are there no more, as their patient was forgotten, out of what was pinned for releases."""
+    found = list(_each(store, PINNED))
+    there = decided(store)
+    for key, made in found:
+        if (stay := [decision for decision in made if decision_key(decision["record"], decision["samples"]) in there]) != made:
             store.put_json(key, stay)
 
 

@@ -67,7 +67,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     known, old = seen(patient=keys), _look(keys, store)
     purged = old.anything() and purge and confirm(sorted(old.released))
     if purged:
-        review.unpin(store, records)
+        review.unpin(store)
         _purge(keys, old, known["releases"], store)
         if left := _look(keys, store).anything():
             raise StillThere(f"{left} objects and files hold patient {patient} again, which another command wrote meanwhile: run this one again")

@@ -496,6 +496,20 @@ def test_what_a_person_said_of_the_patient_is_purged_as_well(ward):
     assert make_release(force=False, on_line=quiet)["how"] == "up to date"
 
 
+def test_what_a_person_said_of_the_patient_is_purged_also_after_who_lay_beside(ward):
+    """The shards that told of which records it was are gone by then."""
+    numbers = ward.more(2) - 1, ward.count - 1
+    release()
+    desk = review.Review()
+    desk.decide(desk.case(f"{ward.name}/{numbers[0]}-0"), False, "anna", f"about {numbers[0]}-0", False)
+    release()
+    forget(ward.key(numbers[0]), purge=False)
+    assert saying(f"about {numbers[0]}-")
+    for number in reversed(numbers):
+        forget(ward.key(number))
+    assert saying(f"about {numbers[0]}-") == []
+
+
 def saying(words: str) -> list[str]:
     """Keys of the decisions and pins that say this."""
     return [entry.key for entry in corpus_store().list("review/") if words.encode() in corpus_store().get(entry.key)]
