@@ -8,7 +8,6 @@ unlike the clock's, they do not depend on what else the machine does.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys

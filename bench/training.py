@@ -140,9 +140,9 @@ class _Stages:
         return json.loads(_finished(started)[0].splitlines()[-1])["first"]
 
     def _told(self, run: str) -> dict:
-        from ray_jobs import run_log
+        from ray_jobs import runs
 
-        rows = run_log.read(run).metrics
+        rows = runs.read(run).metrics
         elapsed = np.diff(rows["seconds"])
         stall, wait, rate = (rows[name].to_numpy()[1:] for name in ("stall", "wait", "tokens_per_s"))
         return {"wait": float(np.average(wait, weights=elapsed * (1 - stall))), "stall": float(np.average(stall, weights=elapsed)), "rate": float(np.median(rate[len(rate) // 2 :]))}

@@ -129,6 +129,11 @@ def put(store: ObjectStore, prefix: str, shard: Shard) -> dict:
     return {"shard": shard.name, **keys, "rows": shard.rows, "bytes": len(shard.data)}
 
 
+def each_once(entries: Iterable[dict]) -> list[dict]:
+    """Entries of shards, each of them once: what is written again may come out the same, and a row of it that counted twice would be removed as its own copy."""
+    return list({entry["shard"]: entry for entry in entries}.values())
+
+
 def _writer(buffer: io.BytesIO, schema: pa.Schema) -> pq.ParquetWriter:
     """A Parquet file in which only words are worth a dictionary."""
     words = [name for name in schema.names if schema.field(name).type == pa.string()]

@@ -73,13 +73,13 @@ def data_remove(
 ) -> None:
     """Take a source out: the next release is without it. Releases that were made keep what they hold."""
     console.needs_stack()
-    from corpus import intake
+    from corpus import taken_in
     from infra.store import corpus_store
 
-    source = _found(lambda: intake.find(name, corpus_store()))
+    source = _found(lambda: taken_in.find(name, corpus_store()))
     if not yes:
         typer.confirm(f"{name}, {source['samples']['kept']} samples, will be in no later release. Remove it?", abort=True, err=True)
-    intake.remove(name, corpus_store())
+    taken_in.remove(name, corpus_store())
     console.show(source, json, lambda: f"{name} removed: {source['samples']['kept']} samples less in the next release; `unimed data add` brings it back")
 
 
@@ -87,12 +87,12 @@ def data_remove(
 def data_list(json: Json = False) -> None:
     """Sources taken in, and releases."""
     console.needs_stack()
-    from corpus import intake
+    from corpus import taken_in
     from flows.releases import all_releases
     from infra.store import corpus_store
 
     store = corpus_store()
-    sources, releases = intake.sources(store), all_releases(store)
+    sources, releases = taken_in.sources(store), all_releases(store)
     rows = [["source", s["name"], s["samples"]["kept"], s["records"]["quarantined"] + s["samples"]["quarantined"]] for s in sources]
     rows += [["release, purged" if "purged" in r else "release", r["tag"], r["card"]["samples"], r["card"]["quarantined"]] for r in releases]
     console.show({"sources": sources, "releases": releases}, json, lambda: console.table(["", "name", "samples", "kept aside"], rows))

@@ -25,9 +25,9 @@ def _given(names: str | list[str]) -> str | list[str]:
 def train_list(json: Json = False) -> None:
     """All runs, the newest at the end."""
     console.needs_stack()
-    from ray_jobs import run_log
+    from ray_jobs import runs
 
-    found = run_log.runs()
+    found = runs.every()
     rows = [[r["run"], r["start"], r["started_at"][:19], r["attempts"], f"{r['last'].get('step', 0)}/{r['steps']}", _told("ce", r["last"]), _told("mse", r["last"]), f"DAMAGED: {r['damaged']}" if r["damaged"] else r["release"]] for r in found]
     console.show(found, json, lambda: console.table(["run", "began with", "last start (UTC)", "starts", "step", "ce", "mse", "release"], rows))
 
@@ -41,9 +41,9 @@ def train_show(
     """A run's last log line, scores, events and pictures, and its curves with -o; several runs side by side."""
     console.needs_stack()
     from flows.curves import Line, plot
-    from ray_jobs import run_log
+    from ray_jobs import runs
 
-    found = [run_log.read(name) for name in dict.fromkeys(run_log.find(name) for name in names)]
+    found = [runs.read(name) for name in dict.fromkeys(runs.find(name) for name in names)]
     if out:
         out.write_bytes(plot([Line(run.run, run.metrics.to_dict("records")) for run in found]))
     result = [_as_json(run) for run in found]
@@ -54,10 +54,10 @@ def train_show(
 def train_which(name: Annotated[str, typer.Argument(metavar="RUN", callback=_given, help=RUN)], step: Annotated[int, typer.Option(min=1, help="Steps count from 1.")], json: Json = False) -> None:
     """The samples that a step was made of. `unimed data trace SAMPLE` tells more of one."""
     console.needs_stack()
-    from ray_jobs import run_log
+    from ray_jobs import runs
 
-    run = run_log.find(name)
-    found = run_log.samples_of(run, step)
+    run = runs.find(name)
+    found = runs.samples_of(run, step)
     rows = [[sample["stream"], sample["position"], sample["sample"]] for sample in found]
     console.show({"run": run, "step": step, "samples": found}, json, lambda: f"{run}, step {step}: {len(rows)} samples\n\n" + console.table(["stream", "position", "sample"], rows))
 
@@ -77,13 +77,13 @@ def train_stop(name: Annotated[str, typer.Argument(metavar="RUN", callback=_give
 def _meant(name: str) -> str:
     """The run to be stopped: the running job of this name or stage, else what the logs know by it. A run that still waits for its workers has told nothing of itself."""
     from infra.jobs import running_jobs
-    from ray_jobs import run_log
+    from ray_jobs import runs
 
     running = running_jobs(alone="training")
     if len(named := [job for job in running if name in (job, job.rpartition("-")[0])]) == 1:
         return named[0]
     try:
-        return run_log.find(name)
+        return runs.find(name)
     except LookupError:
         if len(begun := [job for job in running if job.startswith(name)]) != 1:
             raise
@@ -105,7 +105,7 @@ def _finite(row: dict) -> dict:
 
 def _text(runs: list[dict]) -> str:
     """A column a run, then what happened to each."""
-    from ray_jobs.run_log import began_with
+    from ray_jobs.runs import began_with
 
     fields = list(dict.fromkeys(field for run in runs for field in run["last"] if field != "at"))
     names = list(dict.fromkeys(name for run in runs for scored in run["scores"][-1:] for name in scored["scores"]))

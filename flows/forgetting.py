@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus import index, intake, review
+from corpus import forgotten, index, review, taken_in
 from corpus.shards import DATA, INDEX
 from flows.history import seen, whole_index
 from flows.releases import all_releases, make_release
@@ -36,20 +36,20 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     Raises:
         LookupError: nothing holds the patient, who is kept aside all the same from now on.
         StillThere: the patient is of a built-in source, or another command wrote something with the patient during the purge.
-        SourceConflict, LeaseHeld, RepositoryError: see `corpus.intake.without_patient` and `flows.releases.make_release`.
+        SourceConflict, LeaseHeld, RepositoryError: see `corpus.forgotten.without_patient` and `flows.releases.make_release`.
     """
     from ray_jobs.params import load_params
 
     store, params = corpus_store(), load_params(get_settings().params_file).corpus
-    keys = intake.known_as(patient, store)
+    keys = forgotten.known_as(patient, store)
     if others := keys - {patient}:
         on_line(f"patient {patient} counts as one with {len(others)} others of a group: all are forgotten")
-    intake.remember_to_forget(keys, store)
-    for source in intake.sources(store):
-        _, count = intake.without_patient(source["name"], keys, params, store)
+    forgotten.remember(keys, store)
+    for source in taken_in.sources(store):
+        _, count = forgotten.without_patient(source["name"], keys, params, store)
         if count:
             on_line(f"{source['name']}: {count} shards written anew")
-    records = intake.records_of(keys, store)
+    records = forgotten.records_of(keys, store)
     if count := review.forget(store, records):
         on_line(f"{count} decisions on the patient's records deleted")
     if not (records or seen(patient=keys)["releases"] or _look(keys, store).anything()):
@@ -79,7 +79,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
 def strange(source: str) -> str:
     """What to add where no record is of this source, as its patients would have other keys; nothing where one is."""
     store = corpus_store()
-    known = sorted({name for taken in intake.sources(store) for name in taken["sources"]}.union(*(made["card"].get("by_source", {}) for made in all_releases(store))))
+    known = sorted({name for taken in taken_in.sources(store) for name in taken["sources"]}.union(*(made["card"].get("by_source", {}) for made in all_releases(store))))
     return "" if source in known else f". No record is of source {source!r}; records there are of {', '.join(known) or 'none'}"
 
 
@@ -103,7 +103,7 @@ class _Old:
 def _look(patient: set[str], store: ObjectStore) -> _Old:
     """All that holds a patient now, by any of the patient's keys."""
     released, unrecorded = _released(patient), _unrecorded(patient, store)
-    there = {object_key(file["md5"]) for files in released.values() for file in files} | {*map(object_key, unrecorded), *intake.holding(patient, store)}
+    there = {object_key(file["md5"]) for files in released.values() for file in files} | {*map(object_key, unrecorded), *forgotten.holding(patient, store)}
     return _Old(released, unrecorded, [key for key in sorted(there) if store.exists(key)], [path for path in CorpusRepo().parquet() if _holds(path, patient)])
 
 

@@ -51,10 +51,10 @@ def make_release(force: bool, on_line: Callable[[str], None], wait_s: float = 60
 
 def _inputs(store, settings, code: Path | None = None) -> dict:
     """Sources and the digest of all that decides what a release holds; `code` is the folder of that which builds it, by default this process's."""
-    from corpus import intake, review
+    from corpus import review, taken_in
     from ray_jobs.params import load_params
 
-    sources = _sources(settings.repo_dir, intake.sources(store))
+    sources = _sources(settings.repo_dir, taken_in.sources(store))
     corpus = load_params(settings.params_file).corpus.model_dump(mode="json")
     decisions = review.pinned(store)
     inputs = {"sources": sources, "decisions": decisions, "params": corpus, "code": source_fingerprint("corpus", root=code)}

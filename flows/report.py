@@ -71,11 +71,11 @@ def find_release(tag: str | None) -> dict:
 
 def kept_aside(name: str | None) -> dict:
     """A source or release with its quarantine: {kind, record, quarantine, text}."""
-    from corpus import intake, shards
+    from corpus import shards, taken_in
     from infra.store import corpus_store
 
     store = corpus_store()
-    source = next((s for s in intake.sources(store) if s["name"] == name), None)
+    source = next((s for s in taken_in.sources(store) if s["name"] == name), None)
     record = source or find_release(name)
     aside = [vars(r) for r in shards.read_quarantine(store.get(record["quarantine" if source else "quarantine_key"]))]
     rows = [[entry["source"], entry["where"], entry["reason"], entry["detail"]] for entry in aside]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from corpus import index, intake, release, review, shards, stored
+from corpus import index, release, review, shards, stored, taken_in
 from corpus.reader import release_index
 from corpus.sample import Sample
 from corpus.settle import record_of
@@ -90,7 +90,7 @@ class Review:
     def _everything(self) -> pa.Table:
         """The index of what sources keep, hold back or keep aside now, and of what the release has of the built-in ones; rows that were edited away are left out."""
         tables = []
-        for source in intake.sources(self.store):
+        for source in taken_in.sources(self.store):
             stale, listed = self.store.get_json(source["stale"]), [*source["shards"], *source.get("held", ())]
             tables += [stored.table(s, self.store, stale.get(s["shard"], ())) for s in listed]
             self._keys |= {s["shard"]: s["key"] for s in listed}
@@ -102,7 +102,7 @@ class Review:
     def _uncertain(self) -> Iterator[Case]:
         """What was kept aside by a judgement, in this release or since, and what was kept in doubt."""
         keys = [self.release[name] for name in ("doubts_key", "quarantine_key") if name in self.release]
-        keys += [source["quarantine"] for source in intake.sources(self.store)]
+        keys += [source["quarantine"] for source in taken_in.sources(self.store)]
         seen = set()
         for rejection in (r for key in keys for r in shards.read_quarantine(self.store.get(key)) if r.record):
             if rejection.record not in seen and (case := self._found(rejection.record, rejection.reason, rejection.detail)):

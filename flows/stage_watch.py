@@ -7,8 +7,8 @@ from uuid import UUID
 from flows.curves import Line, plot
 from infra.store import log_store
 from model.curriculum import StageParams
-from ray_jobs import run_log
-from ray_jobs.run_log import Run
+from ray_jobs import runs
+from ray_jobs.runs import Run
 
 EVERY_S = 10.0
 # Versions of the sample pictures a stage leaves behind; between two, the newest takes the place of the last.
@@ -46,7 +46,7 @@ class StageWatch:
 
     def show(self) -> None:
         try:
-            self._show(run_log.read(self.run))
+            self._show(runs.read(self.run))
         except LookupError:
             # It has not begun yet.
             return

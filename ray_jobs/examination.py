@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from corpus import quality
-from corpus.intake import Examine, Examined, batches
+from corpus.intake import batches
+from corpus.reading import Examine, Examined
 from corpus.params import CorpusParams, QualityParams
 from corpus.record import Record
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from corpus import intake, release, vocabulary
+from corpus import intake, release, taken_in, vocabulary
 from corpus.readers import formats
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -74,7 +74,7 @@ def add_source(
     place = hmac.digest(salt(), os.fsencode(folder), "sha256").hex()[:20]
     source = Source(folder, source_name(name, folder), params.corpus.quality.languages, params.corpus.quality.max_pixels, salt=salt(), **said)
     if not replace:
-        intake.require_place(source.name, place, corpus_store())
+        taken_in.require_place(source.name, place, corpus_store())
     tell = _telling(on_progress, _count(source, format)) if on_progress else lambda seen: None
     examine = intake.in_this_process(params.corpus, salt()) if workers == 1 else on_cluster(params.corpus, salt(), workers)
     records = formats.read(source, format)
@@ -100,7 +100,7 @@ def _not_vanished(name: str, records: Iterable[Record | Rejection]) -> Iterator[
         before.append(item)
         if isinstance(item, Record):
             return chain(before, records)
-    if any(source["name"] == name and source["records"]["kept"] for source in intake.sources(corpus_store())):
+    if any(source["name"] == name and source["records"]["kept"] for source in taken_in.sources(corpus_store())):
         raise EmptySource(f"no record was found for source {name!r}, which has some: is the folder there, and its disk? `--empty` takes it as it is, `unimed data remove {name}` takes the source out")
     return iter(before)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel
 import pytest
 
-from corpus import intake, shards
+from corpus import shards, taken_in
 from corpus.params import ShardParams
 from corpus.patients import patient_key
 from corpus.readers import formats
@@ -128,7 +128,7 @@ def test_a_source_elsewhere_is_not_replaced_unasked(tmp_path, s3):
     for place in ("x", "y"):
         layouts.save(ord(place) - ord("x"), tmp_path / place / "train" / "head" / "1.png")
     assert add_source(tmp_path / "x" / "train", **SAID)["how"] == "added"
-    with pytest.raises(intake.SourceElsewhere, match="--name.*--replace"):
+    with pytest.raises(taken_in.SourceElsewhere, match="--name.*--replace"):
         add_source(tmp_path / "y" / "train", **SAID)
     assert add_source(tmp_path / "x" / "train", **SAID)["how"] == "up to date"
     assert add_source(tmp_path / "y" / "train", replace=True, **SAID)["how"] == "replaced"

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
-from corpus import expectations, index, intake, quality
+from corpus import expectations, index, quality, taken_in
 from corpus.params import CorpusParams
 from corpus.patients import patient_key
 from flows import forgetting, history, releases, review
@@ -183,7 +183,7 @@ def test_who_lay_beside_a_forgotten_patient_is_unchanged_and_stays(s3, request, 
     """A shard gives labels back with their keys in order, also within labels."""
     annals = Ward(tmp_path)
     annals.name, annals.count = "annals", 900
-    request.addfinalizer(lambda: intake.remove(annals.name, corpus_store()))
+    request.addfinalizer(lambda: taken_in.remove(annals.name, corpus_store()))
     annals.more(3, labels={"scan": {"site": "north", "device": "a"}})
     before = release()
     after = forget(annals.key(900), purge=False)["release"]
@@ -313,7 +313,7 @@ def test_a_purge_that_finds_files_of_this_machine_alone_deletes_them(ward):
 def test_a_reading_that_was_interrupted_brings_nobody_back(ward, monkeypatch):
     before = ward.forgotten()
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(intake, "_publish", stop)
+        patched.setattr(taken_in, "publish", stop)
         ward.more(2)
     last = ward.key(ward.count - 1)
     assert holding(last)
@@ -328,7 +328,7 @@ def test_a_reading_that_was_interrupted_brings_nobody_back(ward, monkeypatch):
 
 
 def test_a_patient_who_is_forgotten_while_the_source_is_read_is_not_let_in(ward, monkeypatch):
-    with pytest.raises(intake.SourceConflict, match="run this one again"):
+    with pytest.raises(taken_in.SourceConflict, match="run this one again"):
         during_the_next_reading(monkeypatch, lambda: forget(ward.key(6), purge=False))
         ward.more(1)
     ward.take_in()
@@ -342,7 +342,7 @@ def test_what_a_reading_writes_of_a_patient_who_is_purged_meanwhile_does_not_sta
     records = ward.folder / "records.jsonl"
     for caption, written in (("CT image", "CT image, read again:"), (f"CT image, read again: {number} 1", f"MRI of the head {number} 1")):
         records.write_text(records.read_text().replace(caption, written))
-    with pytest.raises(intake.SourceConflict, match="run this one again"):
+    with pytest.raises(taken_in.SourceConflict, match="run this one again"):
         purge_during_the_next_reading(monkeypatch, ward.key(number))
         ward.take_in()
     assert holding(ward.key(number)) == []
@@ -351,7 +351,7 @@ def test_what_a_reading_writes_of_a_patient_who_is_purged_meanwhile_does_not_sta
 
 
 def test_a_reading_whose_shards_are_purged_meanwhile_is_told_to_be_run_again(ward, monkeypatch):
-    with pytest.raises(intake.SourceConflict, match="run this one again"):
+    with pytest.raises(taken_in.SourceConflict, match="run this one again"):
         purge_during_the_next_reading(monkeypatch, ward.key(12))
         ward.more(1)
     ward.take_in()
@@ -371,15 +371,15 @@ def purge_during_the_next_reading(monkeypatch, patient: str) -> None:
 
 
 def test_of_two_readings_at_once_none_is_lost(ward, monkeypatch):
-    with pytest.raises(intake.SourceConflict, match="run this one again"):
+    with pytest.raises(taken_in.SourceConflict, match="run this one again"):
         during_the_next_reading(monkeypatch, lambda: ward.more(2))
         ward.more(1)
-    assert next(s for s in intake.sources(corpus_store()) if s["name"] == ward.name)["samples"] == ward.record["samples"]
+    assert next(s for s in taken_in.sources(corpus_store()) if s["name"] == ward.name)["samples"] == ward.record["samples"]
 
 
 def during_the_next_reading(monkeypatch, work) -> None:
     """Have this done when the source was read and is not yet recorded."""
-    plain = intake._settled
+    plain = taken_in.settled
 
     def meanwhile(*arguments):
         made = plain(*arguments)
@@ -387,7 +387,7 @@ def during_the_next_reading(monkeypatch, work) -> None:
         work()
         return made
 
-    monkeypatch.setattr(intake, "_settled", meanwhile)
+    monkeypatch.setattr(taken_in, "settled", meanwhile)
 
 
 def test_what_a_release_would_be_refused_for_does_not_keep_the_patient(ward, monkeypatch, tmp_path):

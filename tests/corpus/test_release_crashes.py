@@ -14,7 +14,7 @@ from boto3.s3.transfer import TransferConfig
 from PIL import Image
 from typer.testing import CliRunner
 
-from corpus import intake
+from corpus import taken_in
 from flows import cli_data, console, history, releases
 from flows.releases import ReleaseConflict, all_releases, make_release
 from flows.review import Review, words
@@ -282,7 +282,7 @@ def test_decided_cases_make_room_for_others_in_the_queue(clinic):
 
 def test_a_record_is_shown_and_decided_on_as_its_source_has_it_now(clinic, request, tmp_path):
     """Also where a shard that no source has any more is in the release, and where its samples lie in two shards."""
-    request.addfinalizer(lambda: intake.remove("annals", corpus_store()))
+    request.addfinalizer(lambda: taken_in.remove("annals", corpus_store()))
 
     def told(picture: int, caption: str) -> None:
         Image.fromarray(np.random.default_rng(picture).integers(0, 255, (70, 70), dtype=np.uint8)).save(tmp_path / "one.png")
@@ -299,7 +299,7 @@ def test_a_record_is_shown_and_decided_on_as_its_source_has_it_now(clinic, reque
         assert words(desk.samples(case)).splitlines() == ["Which is it? The first.", f"CT image, read again at {picture}."]
         assert desk.decide(case, False, "anna", "", False)["how"] == "decided"
         assert "annals" not in release()["card"]["sources"]
-    intake.remove("annals", corpus_store())
+    taken_in.remove("annals", corpus_store())
     with pytest.raises(LookupError, match="neither kept nor held back"):
         Review().case("annals/one")
 

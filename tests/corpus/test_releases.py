@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from corpus import changes, data_docs, index, intake, quality, release, shards
+from corpus import changes, data_docs, forgotten, index, intake, quality, release, shards, taken_in
 from corpus.params import CorpusParams
 from corpus.patients import patient_key
 from corpus.readers.pictures import PictureBytes
@@ -146,7 +146,7 @@ def test_an_interrupted_reading_goes_on_where_it_was(s3):
 
     with pytest.raises(KeyboardInterrupt):
         intake.add("interrupted", until(119), PARAMS, corpus_store(), SALT)
-    assert "interrupted" not in {s["name"] for s in intake.sources(corpus_store())}
+    assert "interrupted" not in {s["name"] for s in taken_in.sources(corpus_store())}
     after = intake.add("interrupted", map(record, range(120)), PARAMS, corpus_store(), SALT, noted)
     assert after["samples"]["kept"] == 240 and 0 < len(examined) < 60
     undisturbed = take_in("undisturbed", map(record, range(120)))
@@ -170,19 +170,19 @@ def test_a_reading_that_ended_early_costs_no_sample_that_it_found_unchanged(take
 def test_samples_of_a_record_that_lie_beside_a_forgotten_patient_are_not_lost(taken):
     edited = [record(n, caption=f"CT image number {n}, read again.") for n in range(120)]
     again = take_in(taken["name"], edited)
-    forgotten = {patient_key(SALT, "made", "Jane Doe 1")}
+    gone = {patient_key(SALT, "made", "Jane Doe 1")}
     old = next(s for s in again["shards"] if s in taken["shards"])
     beside = index.read(corpus_store().get(old["index_key"]), "")["patient"].to_pylist()[-1]
-    for patient in ({beside}, forgotten):
-        intake.without_patient(taken["name"], patient, PARAMS, corpus_store())
-    stay = [r for r in edited if patient_key(SALT, r.source, r.patient) not in {beside, *forgotten}]
+    for patient in ({beside}, gone):
+        forgotten.without_patient(taken["name"], patient, PARAMS, corpus_store())
+    stay = [r for r in edited if patient_key(SALT, r.source, r.patient) not in {beside, *gone}]
     assert take_in(taken["name"], stay)["samples"]["kept"] == 2 * len(stay)
 
 
 def test_a_reading_that_ended_early_while_it_wrote_shards_anew_takes_nothing_for_a_copy(taken, monkeypatch):
     few = [record(n) for n in range(120) if n % 3 == 0]
     with monkeypatch.context() as stopped:
-        stopped.setattr(intake, "_publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        stopped.setattr(taken_in, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             take_in(taken["name"], few)
     assert take_in(taken["name"], few)["samples"] == {"kept": 2 * len(few), "quarantined": 0}
@@ -204,7 +204,7 @@ def test_of_a_shard_that_comes_twice_without_a_patient_one_counts(s3):
     pairs = PARAMS.model_copy(update={"shards": PARAMS.shards.model_copy(update={"target_bytes": 3000})})
     taken = intake.add("pair-and-one", lines, pairs, corpus_store(), SALT)
     assert [shard["rows"] for shard in taken["shards"]] == [2, 1] and taken["samples"]["kept"] == 2
-    rest, _ = intake.without_patient(taken["name"], {patient_key(SALT, "made", lines[0].patient)}, PARAMS, corpus_store())
+    rest, _ = forgotten.without_patient(taken["name"], {patient_key(SALT, "made", lines[0].patient)}, PARAMS, corpus_store())
     assert len(live(rest)) == rest["samples"]["kept"] == 1
 
 
@@ -238,14 +238,14 @@ def damaged(data: bytes) -> bytes:
 def test_a_source_that_is_removed_while_it_is_read_is_told(s3):
     def until_removed():
         yield record(0)
-        intake.remove("fleeting", corpus_store())
+        taken_in.remove("fleeting", corpus_store())
         yield record(1)
 
     intake.add("fleeting", [record(0)], PARAMS, corpus_store(), SALT)
-    with pytest.raises(intake.SourceConflict, match="run this one again"):
+    with pytest.raises(taken_in.SourceConflict, match="run this one again"):
         intake.add("fleeting", until_removed(), PARAMS, corpus_store(), SALT)
     assert intake.add("fleeting", [record(0), record(1)], PARAMS, corpus_store(), SALT)["how"] == "added"
-    intake.remove("fleeting", corpus_store())
+    taken_in.remove("fleeting", corpus_store())
 
 
 def test_a_source_that_is_removed_while_sources_are_listed_is_none(s3, monkeypatch):
@@ -258,7 +258,7 @@ def test_a_source_that_is_removed_while_sources_are_listed_is_none(s3, monkeypat
         return found
 
     monkeypatch.setattr(ObjectStore, "list", removed_then)
-    assert "passing" not in [source["name"] for source in intake.sources(corpus_store())]
+    assert "passing" not in [source["name"] for source in taken_in.sources(corpus_store())]
 
 
 @pytest.mark.parametrize("which, told", [("key", "its name is of other content"), ("index_key", "magic bytes")])
@@ -270,7 +270,7 @@ def test_what_is_damaged_in_the_store_ends_the_release_by_name(taken, tmp_path, 
         release.build([entry(taken)], tmp_path / "r", PARAMS, store, SALT, print)
     assert f"delete it, `unimed data remove {taken['name']}` and add the source again" in str(refused.value) and key in str(refused.value)
     store.delete(key)
-    intake.remove(taken["name"], corpus_store())
+    taken_in.remove(taken["name"], corpus_store())
     assert take_in(taken["name"], map(record, range(120)))["shards"] == taken["shards"] and store.get(key) == whole
 
 
@@ -354,9 +354,9 @@ def test_the_data_docs_tell_every_expectation_and_no_patient(taken, tmp_path):
 def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):
     store, key = corpus_store(), patient_key(SALT, "made", "Jane Doe 8")
     picture = record(8).images[0]().tobytes()
-    intake.remember_to_forget({key}, store)
-    after, anew = intake.without_patient(taken["name"], {key}, PARAMS, store)
-    assert anew == 1 and not {s["key"] for s in after["shards"]} & set(intake.holding({key}, store))
+    forgotten.remember({key}, store)
+    after, anew = forgotten.without_patient(taken["name"], {key}, PARAMS, store)
+    assert anew == 1 and not {s["key"] for s in after["shards"]} & set(forgotten.holding({key}, store))
     assert after["samples"]["kept"] == 238 and key not in live(after)["patient"].to_pylist()
     release.build([entry(after)], tmp_path / "r", PARAMS, store, SALT, print)
     rows = [row for path in (tmp_path / "r" / "shards").rglob("*.parquet") if "index" not in path.name for row in pq.read_table(path).to_pylist()]
@@ -365,16 +365,16 @@ def test_a_forgotten_patient_is_gone_and_does_not_come_back(taken, tmp_path):
     again = take_in(taken["name"], map(record, range(120)))
     assert again["reasons"] == {"forgotten": 1} and again["samples"]["kept"] == 238
     assert "Jane" not in str(shards.read_quarantine(store.get(again["quarantine"])))
-    assert intake.without_patient(taken["name"], {key}, PARAMS, store)[1] == 0
+    assert forgotten.without_patient(taken["name"], {key}, PARAMS, store)[1] == 0
 
 
 def test_who_turns_out_to_be_one_with_a_forgotten_patient_is_in_no_later_shard(s3):
     store, key = corpus_store(), patient_key(SALT, "kin", "Jane Doe 9")
     take_in("kin", [record(n, source="kin") for n in range(20)])
-    intake.remember_to_forget({patient_key(SALT, "kin", "Jane Roe")}, store)
+    forgotten.remember({patient_key(SALT, "kin", "Jane Roe")}, store)
     again = take_in("kin", [record(n, source="kin", **({"linked": ("Jane Roe",)} if n == 9 else {})) for n in range(20)])
     assert again["reasons"] == {"forgotten": 1} and again["samples"]["kept"] == 38
-    assert not {s["key"] for s in again["shards"]} & set(intake.holding({key}, store))
+    assert not {s["key"] for s in again["shards"]} & set(forgotten.holding({key}, store))
 
 
 def test_who_counts_as_one_is_known_of_a_reading_that_did_not_come_to_its_end(s3):
@@ -386,8 +386,8 @@ def test_who_counts_as_one_is_known_of_a_reading_that_did_not_come_to_its_end(s3
 
     with pytest.raises(KeyboardInterrupt):
         take_in("stopped", stops())
-    assert intake.holding({one}, store) and not intake.holding({other}, store)
-    assert one in intake.known_as(other, store)
+    assert forgotten.holding({one}, store) and not forgotten.holding({other}, store)
+    assert one in forgotten.known_as(other, store)
 
 
 def test_a_source_that_vanished_is_not_emptied_unless_that_is_meant(s3, tmp_path):
@@ -403,7 +403,7 @@ def test_a_source_that_vanished_is_not_emptied_unless_that_is_meant(s3, tmp_path
     (tmp_path / "class" / "notes.xyz").write_text("nothing that is read")
     with pytest.raises(EmptySource, match="--empty"):
         add()
-    assert next(s for s in intake.sources(corpus_store()) if s["name"] == "vanishing")["shards"] == before["shards"]
+    assert next(s for s in taken_in.sources(corpus_store()) if s["name"] == "vanishing")["shards"] == before["shards"]
     assert (after := add(empty=True))["how"] == "replaced" and not after["samples"]["kept"] and after["records"]["seen"] == 1
     assert add()["how"] == "up to date"
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image, ImageDraw
 
-from corpus import index, intake, quality, release, review, shards
+from corpus import forgotten, index, quality, release, review, shards
 from corpus.patients import patient_key
 from corpus.readers.pictures import PictureBytes
 from corpus.sample import Turn
@@ -177,8 +177,8 @@ def test_a_forgotten_patient_is_gone_from_what_is_held_and_was_admitted(taken, t
     decide(taken, f"{name}/r060", True)
     build(taken, tmp_path / "r")
     key = patient_key(SALT, name, "Jane Doe 60")
-    after, _ = intake.without_patient(taken["name"], {key}, PARAMS, store)
-    old = intake.holding({key}, store)
+    after, _ = forgotten.without_patient(taken["name"], {key}, PARAMS, store)
+    old = forgotten.holding({key}, store)
     assert not contents(after, f"{name}/r060") and len(contents(after, f"{name}/r061")) == 2
     assert any(key.startswith("review/admitted/") for key in old) and any(key.startswith("held/") for key in old)
     assert not any("r060" in i for i in build(after, tmp_path / "r")[1])

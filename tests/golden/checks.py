@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model import denoise, generate
-from model.attention import KVCache, sample_mask
+from model.attention import sample_mask
 from model.config import ResizeRule
 from model.curriculum import PARTS, StageParams
 from model.losses import count, step_loss

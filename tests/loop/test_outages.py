@@ -12,7 +12,7 @@ import pytest
 from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job, stop_job
 from infra.stack import BIN, RAY_CPUS
 from infra.store import StoreUnavailable, log_store, model_store
-from ray_jobs import run_log
+from ray_jobs import runs
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
 
 pytestmark = pytest.mark.slow
@@ -136,7 +136,7 @@ def test_a_worker_that_is_told_to_end_is_started_again(inputs, undisturbed):
     result = running.ended()
     assert not isinstance(result, Exception), result
     assert (result["content_hash"], result["history"]) == (undisturbed["content_hash"], undisturbed["history"])
-    assert any(event["kind"] == "resumed" for event in run_log.read(spec.submission_id).events)
+    assert any(event["kind"] == "resumed" for event in runs.read(spec.submission_id).events)
 
 
 @pytest.mark.timeout(900, func_only=True)
@@ -213,7 +213,7 @@ def test_a_drained_node_costs_no_saved_step(inputs, stack, full):
         result = running.ended()
         assert not isinstance(result, Exception), result
         assert result["steps"] == 200
-        assert [event["step"] for event in run_log.read(result["run"]).events if event["kind"] == "resumed"] == [saved]
+        assert [event["step"] for event in runs.read(result["run"]).events if event["kind"] == "resumed"] == [saved]
     finally:
         for node in nodes:
             kill_tree(node.process)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from infra.store import CorruptObject
-from ray_jobs import run_log
+from ray_jobs import run_log, runs
 from ray_jobs.run_log import RunLog
 from tests.ray_jobs.outage import Wire
 
@@ -31,7 +31,7 @@ def test_a_run_is_read_as_it_was_told(s3):
     log.scores(40, {"vqa/mini": 0.25, "vqa/other": 0.5})
     log.picture(40, "drawings", b"png")
     log.close()
-    found = run_log.read("foundation-told")
+    found = runs.read("foundation-told")
     assert found.about["release"] == ABOUT["release"] and found.about["attempts"][0]["workers"] == 2
     assert found.metrics["step"].tolist() == [20, 40] and found.metrics["ce"].tolist() == [1 / 20, 1 / 40]
     assert found.metrics["mfu"].isna().all() and found.metrics["at"].str.startswith("20").all()
@@ -56,7 +56,7 @@ def test_a_step_done_again_counts_once_and_a_step_undone_not_at_all(s3):
         second.metrics(row(step, ce=2.0))
         second.scores(step, {"vqa": 2.0})
     second.close()
-    found = run_log.read("foundation-again")
+    found = runs.read("foundation-again")
     assert found.metrics[["step", "ce"]].values.tolist() == [[10, 1.0], [20, 1.0], [30, 2.0], [40, 2.0]]
     assert [(s["step"], s["scores"]["vqa"]) for s in found.scores] == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
     assert [e["kind"] for e in found.events] == ["stopped", "resumed"]
@@ -70,7 +70,7 @@ def test_a_roll_back_within_an_attempt_supersedes_as_well(s3):
     for step, ce in ((10, 1.0), (20, 99.0), (30, 99.0), (20, 2.0)):
         log.metrics(row(step, ce))
     log.close()
-    assert run_log.read("foundation-back").metrics[["step", "ce"]].values.tolist() == [[10, 1.0], [20, 2.0]]
+    assert runs.read("foundation-back").metrics[["step", "ce"]].values.tolist() == [[10, 1.0], [20, 2.0]]
 
 
 def test_a_step_done_again_in_one_call_is_made_of_its_new_samples(s3):
@@ -78,8 +78,8 @@ def test_a_step_done_again_in_one_call_is_made_of_its_new_samples(s3):
     log.begin(ABOUT)
     log.samples(0, [*keys(1), *keys(2, prefix="bad/"), *keys(3, prefix="bad/"), *keys(2, prefix="new/")])
     log.close()
-    assert {s["sample"].split("/")[0] for s in run_log.samples_of("foundation-once", 2)} == {"new"} and len(run_log.samples_of("foundation-once", 2)) == 4
-    assert len(run_log.samples_of("foundation-once", 1)) == 4
+    assert {s["sample"].split("/")[0] for s in runs.samples_of("foundation-once", 2)} == {"new"} and len(runs.samples_of("foundation-once", 2)) == 4
+    assert len(runs.samples_of("foundation-once", 1)) == 4
 
 
 def test_samples_of_a_step_come_from_all_ranks_and_the_latest_attempt(s3):
@@ -93,11 +93,11 @@ def test_samples_of_a_step_come_from_all_ranks_and_the_latest_attempt(s3):
     log = RunLog("foundation-which")
     log.samples(0, keys(500, prefix="new/"))
     log.close()
-    assert [s["sample"] for s in run_log.samples_of("foundation-which", 500)] == ["new/0-1000", "new/0-1001", "new/1-1000", "new/1-1001"]
-    found = run_log.samples_of("foundation-which", 499)
+    assert [s["sample"] for s in runs.samples_of("foundation-which", 500)] == ["new/0-1000", "new/0-1001", "new/1-1000", "new/1-1001"]
+    found = runs.samples_of("foundation-which", 499)
     assert [(s["rank"], s["stream"], s["position"], s["sample"]) for s in found] == [(0, 0, 998, "old/0-998"), (0, 0, 999, "old/0-999"), (1, 1, 998, "old/1-998"), (1, 1, 999, "old/1-999")]
     with pytest.raises(LookupError, match="no sample of step 502"):
-        run_log.samples_of("foundation-which", 502)
+        runs.samples_of("foundation-which", 502)
 
 
 def test_a_run_that_began_anew_has_undone_all_it_did(s3):
@@ -109,9 +109,9 @@ def test_a_run_that_began_anew_has_undone_all_it_did(s3):
             log.samples(0, keys(step - 10, prefix=prefix) + keys(step, prefix=prefix))
             log.metrics(row(step))
         log.close()
-    assert {s["sample"].split("/")[0] for step in (10, 20) for s in run_log.samples_of("foundation-anew", step)} == {"new"}
+    assert {s["sample"].split("/")[0] for step in (10, 20) for s in runs.samples_of("foundation-anew", step)} == {"new"}
     with pytest.raises(LookupError, match="has undone step 30, .*it has reached step 20 of 60"):
-        run_log.samples_of("foundation-anew", 30)
+        runs.samples_of("foundation-anew", 30)
 
 
 def test_parts_stay_few_however_long_it_takes(s3, monkeypatch):
@@ -136,7 +136,7 @@ def test_what_was_flushed_survives_a_sigkill(s3):
         "assert log.flush(60); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -9
-    assert [s["sample"] for s in run_log.samples_of("foundation-killed", 1)] == ["a"]
+    assert [s["sample"] for s in runs.samples_of("foundation-killed", 1)] == ["a"]
 
 
 def test_a_silent_store_loses_nothing_and_stalls_nobody(s3):
@@ -159,9 +159,9 @@ def test_a_silent_store_loses_nothing_and_stalls_nobody(s3):
     log.close()
     wire.cut()
     assert slowest < 0.05
-    found = run_log.read("foundation-silent")
+    found = runs.read("foundation-silent")
     assert found.metrics["step"].tolist() == list(range(1, 42)) and found.pictures
-    assert all(run_log.samples_of("foundation-silent", step) for step in range(2, 42))
+    assert all(runs.samples_of("foundation-silent", step) for step in range(2, 42))
 
 
 def test_a_store_that_stays_away_is_told_after_a_bounded_wait(s3, capsys):
@@ -188,7 +188,7 @@ def test_an_entry_that_cannot_be_kept_costs_no_other(s3, capsys):
     log.metrics(row(3, ce="much"))
     log.close()
     assert log.lost == 3 and "3 entries lost" in capsys.readouterr().out
-    assert [run_log.samples_of("foundation-odd", step)[0]["sample"] for step in (1, 3)] == ["a", "c"]
+    assert [runs.samples_of("foundation-odd", step)[0]["sample"] for step in (1, 3)] == ["a", "c"]
 
 
 @pytest.mark.parametrize("name, content", [("run.json", b"{"), ("run.json", b"{}"), ("run.json", b"[]"), ("metrics/000000000-000009999/1-ab.parquet", b"PAR1")])
@@ -198,7 +198,7 @@ def test_a_damaged_run_hides_no_other(s3, name, content):
         log.begin(ABOUT)
         log.close()
     log.store.put(f"training/foundation-hurt/{name}", content)
-    listed = {run["run"]: run["damaged"] for run in run_log.runs()}
+    listed = {run["run"]: run["damaged"] for run in runs.every()}
     log.store.delete_dir("training/foundation-hurt/")
     assert listed["foundation-whole"] is None and listed["foundation-hurt"]
 
@@ -217,9 +217,9 @@ def test_damage_within_a_part_hides_no_other_and_is_named(s3, hurt):
         data = bytearray(log.store.get(part.key))
         data[hurt] = b"\xaa" * len(data[hurt])
         log.store.put(part.key, bytes(data))
-    listed = {run["run"]: run["damaged"] for run in run_log.runs()}
+    listed = {run["run"]: run["damaged"] for run in runs.every()}
     try:
-        for reading in (lambda: run_log.read("foundation-flipped"), lambda: run_log.samples_of("foundation-flipped", 1)):
+        for reading in (lambda: runs.read("foundation-flipped"), lambda: runs.samples_of("foundation-flipped", 1)):
             with pytest.raises(CorruptObject, match="training/foundation-flipped"):
                 reading()
     finally:
@@ -234,7 +234,7 @@ def test_a_damaged_beginning_holds_nothing_up(s3):
     log.metrics(row(1))
     assert log.flush()
     log.close()
-    found = run_log.read("foundation-begun")
+    found = runs.read("foundation-begun")
     assert len(found.about["attempts"]) == 1 and found.metrics["step"].tolist() == [1]
 
 
@@ -244,12 +244,12 @@ def test_runs_are_found_by_name_beginning_or_stage(s3):
         log.begin(ABOUT | {"stage": {"name": stage, "steps": 60}})
         log.metrics(row(20))
         log.close()
-    assert [run_log.find(name) for name in ("unified-aab2", "unified-aaa", "unified", "inst")] == ["unified-aab2", "unified-aaa1", "unified-aab2", "instruction-ccc3"]
+    assert [runs.find(name) for name in ("unified-aab2", "unified-aaa", "unified", "inst")] == ["unified-aab2", "unified-aaa1", "unified-aab2", "instruction-ccc3"]
     with pytest.raises(LookupError, match="unified-aaa1, unified-aab2"):
-        run_log.find("unified-aa")
+        runs.find("unified-aa")
     with pytest.raises(LookupError, match="unimed train list"):
-        run_log.find("nothing")
+        runs.find("nothing")
     with pytest.raises(LookupError, match="no training run ''"):
-        run_log.find("")
-    listed = {run["run"]: run for run in run_log.runs()}
+        runs.find("")
+    listed = {run["run"]: run for run in runs.every()}
     assert listed["unified-aaa1"]["last"]["step"] == 20 and listed["unified-aaa1"]["steps"] == 60 and "mfu" not in listed["unified-aaa1"]["last"]

@@ -21,7 +21,8 @@ from model.packing import TextItem, pack
 from model.testing import make_tiny
 from ray_jobs.meter import Meter
 from ray_jobs.place import alone
-from ray_jobs.run_log import RunLog, samples_of
+from ray_jobs.run_log import RunLog
+from ray_jobs.runs import samples_of
 from ray_jobs.stage_checkpoints import StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
 from ray_jobs.train import forget_run, take_up
