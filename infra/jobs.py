@@ -262,7 +262,7 @@ def _run(step: Callable[[dict], dict], job: str | None, inputs: Path | None, aft
     else:
         os.environ[JOB_VARIABLE] = job
         store, begun = log_store(), utc_now()
-        result = step(store.get_json(f"jobs/{job}/inputs.json"))
+        result = step(patiently(lambda: store.get_json(f"jobs/{job}/inputs.json"), OUTAGE_MINUTES))
         record = {"result": result, "started_at": begun, "finished_at": utc_now()}
         with suppress(PreconditionFailed):
             patiently(lambda: store.put_json(f"jobs/{job}/result.json", record, if_absent=True), OUTAGE_MINUTES)

@@ -3,6 +3,7 @@
 from corpus.reader import ReleaseReader
 from corpus.sample import Sample
 from corpus.shard_cache import ShardCache
+from infra.outage import patiently
 from infra.settings import get_settings
 from infra.store import corpus_store
 
@@ -18,17 +19,17 @@ class PurgedRelease(ReleaseReader):
         return super().load(position)
 
 
-def release_record(tag: str) -> dict:
-    """The record that makes a release visible.
+def release_record(tag: str, outage_minutes: float = 0.0) -> dict:
+    """The record that makes a release visible; a silent store is waited for so long.
 
     Raises:
         MissingObject: there is no such release.
     """
-    return corpus_store().get_json(f"releases/{tag.removeprefix('corpus/')}.json")
+    return patiently(lambda: corpus_store().get_json(f"releases/{tag.removeprefix('corpus/')}.json"), outage_minutes)
 
 
 def open_release(tag: str, cache_gib: float = float("inf"), outage_minutes: float = 0.0) -> ReleaseReader:
     """Samples of a release, read from S3 through a local cache of its shards."""
     cache = ShardCache(corpus_store(), get_settings().state_dir / "cache" / "shards", cache_gib * 2**30, outage_minutes)
-    record = release_record(tag)
+    record = release_record(tag, outage_minutes)
     return PurgedRelease(record, cache) if "purged" in record else ReleaseReader(record, cache)

@@ -37,11 +37,10 @@ def train(inputs: dict) -> dict:
         JobCancelled: it was told to stop, and saved what it had.
         TrainingDiverged: too many bad steps in a row, again after going back.
     """
-    run = run_name(inputs)
-    take_up(run, inputs)
-    model_store().delete(_ending_key(run))
+    run, minutes = run_name(inputs), TrainingParams(**inputs["training"]).outage_minutes
+    patiently(lambda: take_up(run, inputs), minutes)
+    patiently(lambda: model_store().delete(_ending_key(run)), minutes)
     _fit(inputs, run)
-    minutes = TrainingParams(**inputs["training"]).outage_minutes
     try:
         ending = patiently(lambda: model_store().get_json(_ending_key(run)), minutes)
     except MissingObject:
@@ -62,8 +61,7 @@ def _published(inputs: dict, run: str, minutes: float) -> dict:
     from ray_jobs.stage_export import export_average
 
     with tempfile.TemporaryDirectory() as folder:
-        start = patiently(lambda: fetch_folder(inputs["start"]), minutes)
-        export_average(start, run, model_store(), Path(folder), minutes)
+        export_average(_start_folder(inputs, minutes), run, model_store(), Path(folder), minutes)
         return patiently(lambda: publish_folder(Path(folder), inputs["stage"]["name"]), minutes)
 
 
@@ -204,17 +202,17 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     stage, training, seed = StageParams(**inputs["stage"]), TrainingParams(**inputs["training"]), inputs["seed"]
     prepare_process(training)
     if place.first_here:
-        fetch_folder(inputs["start"])
+        _start_folder(inputs, training.outage_minutes)
     # The others of a machine find it there.
     gather(None, place.workers)
-    model = starting_network(fetch_folder(inputs["start"]), training, place)
+    model = starting_network(_start_folder(inputs, training.outage_minutes), training, place)
     reader, numbers = open_release(inputs["release"], training.cache_gib, training.outage_minutes), list(range(place.rank, training.streams, place.workers))
-    known = reader.held_by(release_record(inputs["known_release"])) if stage.replay is not None and inputs.get("known_release") else None
+    known = reader.held_by(release_record(inputs["known_release"], training.outage_minutes)) if stage.replay is not None and inputs.get("known_release") else None
     half = place.device.type == "cuda" and training.precision == "bfloat16"
     loader = Loader(reader, Planner(model, stage, half=half), stage, seed, numbers, training.streams, known=known)
     validation = Validation(reader, model, stage, seed, numbers, training.streams, place, training.parallel == "fsdp", half) if stage.evaluate_every else None
     checkpoints = StageCheckpoints(run, model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, before_commit=log.flush)
-    stage_run = StageRun(model, loader, stage, training, seed, place, checkpoints, log, notice, lambda: starting_network(fetch_folder(inputs["start"]), training, place), validation, under_ray, metrics)
+    stage_run = StageRun(model, loader, stage, training, seed, place, checkpoints, log, notice, lambda: starting_network(_start_folder(inputs, training.outage_minutes), training, place), validation, under_ray, metrics)
     how = stage_run.run()
     checkpoints.close()
     if place.first:
@@ -222,6 +220,11 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
         ending = {"how": how, "why": stage_run.why, "step": progress.step, "history": progress.history, "scores": progress.scores}
         patiently(lambda: model_store().put_json(_ending_key(run), ending), training.outage_minutes)
     return how
+
+
+def _start_folder(inputs: dict, minutes: float) -> Path:
+    """The checkpoint that the stage begins with, on this machine."""
+    return patiently(lambda: fetch_folder(inputs["start"]), minutes)
 
 
 def prepare_process(training: TrainingParams) -> None:

@@ -12,21 +12,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from infra.store import ObjectStore, StoreUnavailable, model_store
+from infra import outage
+from infra.store import ObjectStore, StoreUnavailable, corpus_store, model_store
 from model import UniMedVL
 from model.checkpoint import open_weights
 from model.config import ModelConfig
 from model.curriculum import AnomalyParams, StageParams
 from model.packing import TextItem, pack
 from model.testing import make_tiny
+from ray_jobs.checkpoints import publish_folder
 from ray_jobs.meter import Meter
 from ray_jobs.place import alone
 from ray_jobs.run_log import RunLog
 from ray_jobs.runs import samples_of
 from ray_jobs.stage_checkpoints import StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
-from ray_jobs.train import forget_run, take_up
+from ray_jobs.train import forget_run, take_up, work_on
 from ray_jobs.watchdog import Watchdog
+from tests.ray_jobs.made_release import publish, sample
 from tests.ray_jobs.outage import Wire
 from tests.ray_jobs.training_runs import BAD, STAGE, TRAINING, MadePacks, NoticeAt, learned, same, start
 
@@ -160,6 +163,32 @@ def test_what_is_wrong_with_the_machine_or_the_store_is_no_damaged_checkpoint(s3
             patched.setattr("infra.store.ObjectStore.download_file", refuse)
             step_in(checkpoints)
     assert kinds == ["checkpoint-unread"] * 2 and step_in(checkpoints) == 10
+
+
+def test_a_store_that_is_silent_while_a_stage_begins_is_waited_for(tiny, s3, tmp_path, monkeypatch):
+    """Whatever is asked for is not answered at first: the start's files, the release's record, the run's checkpoints."""
+    text = StageParams(**STAGE.model_dump() | {"mixture": {"text": 1}})
+    release = publish([sample(n, "text") for n in range(8)], corpus_store(), tag="corpus/2000-03-03.1")
+    corpus_store().put_json("releases/2000-03-03.1.json", release)
+    inputs = {"release": release["tag"], "start": publish_folder(tiny, "silent"), "stage": text.model_dump(mode="json"), "training": TRAINING.model_dump(mode="json"), "seed": 5}
+    asked = set()
+
+    def at_first_silent(real):
+        def ask(self, key, *rest, **more):
+            if (real, key) not in asked:
+                asked.add((real, key))
+                raise StoreUnavailable("the object store does not answer")
+            return real(self, key, *rest, **more)
+
+        return ask
+
+    for name in ("get_with_etag", "list", "download_file", "upload_file", "put"):
+        monkeypatch.setattr(ObjectStore, name, at_first_silent(getattr(ObjectStore, name)))
+    monkeypatch.setattr(outage, "PAUSE_S", 0.01)
+    log = RunLog("silent")
+    assert work_on(inputs, "silent", alone(), log, NoticeAt(1), tmp_path, under_ray=False) == "stopped"
+    log.close()
+    assert any(key == "releases/2000-03-03.1.json" for _, key in asked)
 
 
 def test_a_stage_run_alone_does_not_go_on_from_what_others_left(s3):
