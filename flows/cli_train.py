@@ -69,8 +69,7 @@ def train_stop(name: Annotated[str, typer.Argument(metavar="RUN", callback=_give
     from infra.jobs import stop_job
 
     run = _meant(name)
-    console.progress(f"{run} is told to stop; it saves after the step at hand")
-    how = "stopped" if stop_job(run) else "not running"
+    how = "stopped" if stop_job(run, on_told=lambda: console.progress(f"{run} is told to stop; it saves after the step at hand")) else "not running"
     console.show({"run": run, "how": how}, json, lambda: f"{run}: {how}")
 
 

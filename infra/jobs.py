@@ -110,13 +110,13 @@ def run_job(spec: JobSpec, on_log: Callable[[str], None] = print, force: bool = 
     return JobOutcome(_collect(client, spec, attempt), how, attempt, time.perf_counter() - begun)
 
 
-def stop_job(job: str, timeout_s: float = 180) -> bool:
-    """Tell a job's running attempt to stop (SIGTERM), and wait until it has ended; whether one was running.
+def stop_job(job: str, timeout_s: float = 180, on_told: Callable[[], None] = lambda: None) -> bool:
+    """Tell a job's running attempt to stop (SIGTERM), and wait until it has ended; whether one was running. `on_told` is called before the wait.
 
     Raises:
         TimeoutError: it was told, and had not ended in time.
     """
-    return _stop(_client(), {"job": job}, timeout_s)
+    return _stop(_client(), {"job": job}, timeout_s, on_told)
 
 
 def running_jobs(alone: str) -> list[str]:
@@ -129,11 +129,12 @@ def stop_jobs_of(owner: str, timeout_s: float = 180) -> bool:
     return _stop(_client(), {"owner": owner}, timeout_s)
 
 
-def _stop(client, metadata: dict, timeout_s: float) -> bool:
+def _stop(client, metadata: dict, timeout_s: float, on_told: Callable[[], None] = lambda: None) -> bool:
     end = time.monotonic() + timeout_s
     running = [attempt.submission_id for attempt in _running(client, metadata)]
     for attempt in running:
         client.stop_job(attempt)
+        on_told()
         while not client.get_job_status(attempt).is_terminal():
             if time.monotonic() > end:
                 raise TimeoutError(f"job {attempt} was told to stop and still runs after {timeout_s:.0f} s; its log: `ray job logs {attempt}`")

@@ -63,8 +63,8 @@ class Meter:
         numbers[0], numbers[1 + self.place.rank] = self.capacity, self.waited
         return numbers
 
-    def row(self, step: int, everybody: Tensor) -> dict:
-        """The numbers since the last row; None where there is no mean."""
+    def row(self, step: int, left: int, everybody: Tensor) -> dict:
+        """The numbers since the last row, with so many steps left; None where there is no mean."""
         capacity, *waited = everybody.tolist()
         elapsed = time.perf_counter() - self.since
         working = max(elapsed - self.stalled, 1e-9)
@@ -87,7 +87,7 @@ class Meter:
             "good": self.counts[-1],
             "skipped": self.skipped,
             "seconds": self.seconds,
-            "eta": (self.stage.steps - step) * elapsed / max(self.steps, 1),
+            "eta": left * elapsed / max(self.steps, 1),
             "at": utc_now(),
         }
         self._restart()

@@ -108,23 +108,21 @@ class StageRun:
         return ""
 
     def _after(self, step: int, stop: bool) -> None:
-        """What is due after a step: a log line, a validation, a checkpoint, which is also the last thing before a stop."""
+        """What is due after a step: a validation, a log line, a checkpoint, which is also the last thing before a stop."""
         last = step >= self.stage.steps
-        logged = step % self.training.log_every == 0 or last
-        if logged:
-            self._log(step)
         if self.stage.evaluate_every and (step % self.stage.evaluate_every == 0 or last):
             self._validate(step)
-        if self.progress.done and not logged:
-            self._log(step)
         self.progress.done = self.progress.done or last
+        if self.progress.done or step % self.training.log_every == 0:
+            self._log(step)
         # A checkpoint to go back to is one of a good step.
         due = step % self.training.checkpoint_every == 0 and not self.progress.watchdog.bad
         if not self.progress.done and (stop or due or self._drained()):
             self._save()
 
     def _log(self, step: int) -> None:
-        row = self.meter.row(step, self.stepper.sum(self.meter.own()))
+        left = 0 if self.progress.done else self.stage.steps - step
+        row = self.meter.row(step, left, self.stepper.sum(self.meter.own()))
         if row["good"]:
             self.progress.history.append({key: row[key] for key in TOLD if row[key] is not None})
         self._tell_seen()

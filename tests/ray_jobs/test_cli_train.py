@@ -45,6 +45,7 @@ def test_runs_are_listed(told):
 def test_a_run_that_does_not_run_needs_no_stop(told):
     done = unimed("stop", "seen-a", "--json")
     assert done.returncode == 0 and json.loads(done.stdout) == {"run": "seen-aaa1", "how": "not running"}, done.stderr
+    assert not done.stderr, "nobody is told to stop"
 
 
 def test_a_run_that_waits_for_workers_says_so_and_is_stopped_at_once(stack):

@@ -429,6 +429,7 @@ def test_a_stage_stops_early_where_nothing_gets_better(tiny, s3, tmp_path):
     run, told = start(tiny, "early", tmp_path, stage=StageParams(**STAGE.model_dump() | {"evaluate_every": 2, "early_stop": {"patience": 2}}))
     run.validation = Flat([BAD, 1.0, 1.0, BAD, 1.0])
     assert run.run() == "finished" and run.progress.step == 10 and told.kinds()[-1] == "early-stop"
+    assert told.rows[-2]["eta"] > told.rows[-1]["eta"] == 0, "nothing is to come after it"
 
 
 def test_a_loss_that_falls_by_too_little_is_told_as_one(tiny, s3, tmp_path):
