@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from infra.folders import brought
 from infra.records import digest, file_sha256, utc_now
 from infra.settings import get_settings
 from infra.store import MissingObject, ObjectStore, PreconditionFailed, model_store
@@ -111,20 +110,13 @@ class ModelRegistry:
         if target.exists():
             self._verify(target, manifest)
             return target
-        target.parent.mkdir(parents=True, exist_ok=True)
-        arriving = Path(tempfile.mkdtemp(dir=target.parent))
-        try:
+
+        def fill(folder: Path) -> None:
             for path in manifest.files:
-                self.store.download_file(f"versions/{version}/{path}", arriving / path)
-            self._verify(arriving, manifest)
-            arriving.rename(target)
-        except OSError:
-            # Another process brought the same version meanwhile.
-            if not target.exists():
-                raise
-        finally:
-            shutil.rmtree(arriving, ignore_errors=True)
-        return target
+                self.store.download_file(f"versions/{version}/{path}", folder / path)
+            self._verify(folder, manifest)
+
+        return brought(target, fill)
 
     @staticmethod
     def _verify(folder: Path, manifest: ModelVersion) -> None:

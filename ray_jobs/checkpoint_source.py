@@ -1,13 +1,14 @@
 """Where published weights lie: a folder that this machine sees, or a prefix in the object store."""
 
 import socket
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from infra.checksums import kept_sha256
+from infra.folders import passing
 from infra.progress import ByteProgress
+from infra.records import digest
 from infra.registry import MANIFEST
 from infra.settings import get_settings
 from infra.store import ObjectInfo, ObjectStore
@@ -54,12 +55,10 @@ def at_hand(address: str, on_line: Told = print) -> Iterator[Path]:
     if not _is_prefix(address):
         yield Path(address)
         return
-    cache = get_settings().state_dir / "cache"
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    with passing(get_settings().state_dir / "cache" / "published" / digest(address)) as folder:
         for name, entry in _prefix_files(address).items():
-            _store(address).download_file(entry.key, Path(folder) / name, ByteProgress(f"fetching {name}", entry.size, on_line))
-        yield Path(folder)
+            _store(address).download_file(entry.key, folder / name, ByteProgress(f"fetching {name}", entry.size, on_line))
+        yield folder
 
 
 def _is_prefix(address: str) -> bool:

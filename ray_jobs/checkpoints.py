@@ -1,11 +1,9 @@
 """Model folders on S3 between stages: named by content, fetched once, verified on arrival."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from infra.folders import brought
 from infra.progress import ByteProgress
 from infra.records import digest
 from infra.registry import ModelRegistry, content_hash, describe_files
@@ -42,29 +40,10 @@ def fetch_folder(record: dict) -> Path:
     """
     if "version" in record:
         return ModelRegistry().fetch(record["version"])
-    target = get_settings().state_dir / "cache" / "stages" / record["content_hash"]
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    arriving = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
-        model_store().download_dir(record["prefix"], arriving)
-        if content_hash(arriving) != record["content_hash"]:
+
+    def fill(folder: Path) -> None:
+        model_store().download_dir(record["prefix"], folder)
+        if content_hash(folder) != record["content_hash"]:
             raise OSError(f"{record['prefix']} in the models bucket does not match its recorded hash; run the stage that made it again with --force")
-        _place(arriving, target)
-    finally:
-        shutil.rmtree(arriving, ignore_errors=True)
-    return target
 
-
-def _place(arriving: Path, target: Path) -> None:
-    # Once it is there nobody looks at its hash again: it must be whole after a loss of power, too.
-    for path in (path for path in arriving.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    try:
-        arriving.rename(target)
-    except OSError:
-        # Another worker brought the same folder meanwhile.
-        if not target.exists():
-            raise
+    return brought(get_settings().state_dir / "cache" / "stages" / record["content_hash"], fill)

@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
+from infra.folders import passing
 from infra.outage import patiently
 from infra.settings import get_settings
 from infra.store import ObjectStore
@@ -33,11 +34,7 @@ def export_average(start: Path, run: str, store: ObjectStore, out: Path, outage_
         StoreUnavailable: the store stayed silent for `outage_minutes`.
         ValueError: a tensor is not finite.
     """
-    # Called after the run: what an attempt that was killed has left is found again.
-    folder = get_settings().state_dir / "cache" / "exports" / run
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
+    with passing(get_settings().state_dir / "cache" / "exports" / run) as folder:
         patiently(lambda: _fetch_newest(store, checkpoints_prefix(run), folder), outage_minutes)
         for path in start.iterdir():
             if path.is_file() and not _is_main(path.name):
@@ -49,8 +46,6 @@ def export_average(start: Path, run: str, store: ObjectStore, out: Path, outage_
             model.tokenizer.save(out)
         rows = {key: len(tensor) for key, tensor in network_state(model).items() if key not in TABLES}
         _write(_parts(weights, rows, folder, part_bytes), out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _fetch_newest(store: ObjectStore, prefix: str, folder: Path) -> None:

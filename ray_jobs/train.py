@@ -9,9 +9,9 @@ undisturbed run.
 
 import os
 import signal
-import tempfile
 from pathlib import Path
 
+from infra.folders import passing
 from infra.jobs import JobCancelled, entrypoint, job_id
 from infra.outage import patiently
 from infra.records import digest
@@ -60,9 +60,9 @@ def _published(inputs: dict, run: str, minutes: float) -> dict:
     """The record of the stage's averaged weights on S3."""
     from ray_jobs.stage_export import export_average
 
-    with tempfile.TemporaryDirectory() as folder:
-        export_average(_start_folder(inputs, minutes), run, model_store(), Path(folder), minutes)
-        return patiently(lambda: publish_folder(Path(folder), inputs["stage"]["name"]), minutes)
+    with passing(get_settings().state_dir / "cache" / "exports" / f"{run}-published") as folder:
+        export_average(_start_folder(inputs, minutes), run, model_store(), folder, minutes)
+        return patiently(lambda: publish_folder(folder, inputs["stage"]["name"]), minutes)
 
 
 def forget_run(result: dict) -> None:

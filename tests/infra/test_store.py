@@ -1,5 +1,7 @@
 """Conditional writes, the registry and the lease on a real object store."""
 
+import subprocess
+import sys
 import threading
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -153,6 +155,19 @@ def test_publishing_twice_is_once_and_damage_is_found(s3, tmp_path):
     registry.store.put(f"versions/{first.id}/weights.txt", b"tampered")
     with pytest.raises(CorruptModel, match="weights.txt"):
         registry.fetch(first.id, tmp_path / "other")
+
+
+def test_what_a_killed_process_has_fetched_goes_with_the_next_attempt(s3, tmp_path):
+    version = ModelRegistry().publish(folder(tmp_path, "k", "killed"), {}).id
+    code = (
+        "import os, signal, sys; from pathlib import Path; from infra.registry import ModelRegistry; from infra.store import ObjectStore\n"
+        "real = ObjectStore.download_file\n"
+        "ObjectStore.download_file = lambda *told: (real(*told), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "ModelRegistry().fetch(sys.argv[1], Path(sys.argv[2]))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, version, tmp_path / "cache"], timeout=60).returncode == -9
+    fetched = ModelRegistry().fetch(version, tmp_path / "cache")
+    assert [path.parent for path in (tmp_path / "cache").rglob("weights.txt")] == [fetched]
 
 
 def test_two_promotions_cannot_both_win(s3, tmp_path):
