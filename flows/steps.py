@@ -8,7 +8,7 @@ from prefect import task
 from prefect.runtime import flow_run
 
 from flows.stage_watch import StageWatch
-from infra.jobs import JobSpec, run_job
+from infra.jobs import JobSpec, find_result, run_job
 from infra.records import digest, file_sha256, source_fingerprint
 from infra.registry import ModelRegistry
 from infra.settings import get_settings
@@ -16,6 +16,7 @@ from infra.store import log_store
 from model.curriculum import BOOTSTRAP, CHAMPION, RUNNING, StageParams, starts
 from ray_jobs.gate import GateDecision, decide
 from ray_jobs.params import Params
+from ray_jobs.train import forget_run
 
 TRAINS = ("ray_jobs.bootstrap", "ray_jobs.train")
 
@@ -105,6 +106,9 @@ def train_stage(params: Params, stage: StageParams, release: dict, start: dict, 
     # Where a start came from is told of the run and no part of its name: its content is.
     told = {"origin": start["origin"]} if "origin" in start else {}
     spec = replace(_spec(params, stage.name, "ray_jobs.train", inputs), running={"training": running, "start": told})
+    if done := find_result(spec):
+        # Killed between the two, its job has left its checkpoints: nobody else would delete them, and a forced repetition would not train.
+        forget_run(done)
     with StageWatch(spec.submission_id, stage, log) as watch:
         return _run(spec, force, watch.line) | {"run": spec.submission_id}
 

@@ -6,14 +6,17 @@ import shutil
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from flows import steps
 from infra import outage
-from infra.store import ObjectStore, StoreUnavailable, corpus_store, model_store
+from infra.jobs import JobOutcome
+from infra.store import ObjectStore, StoreUnavailable, corpus_store, log_store, model_store
 from model import UniMedVL
 from model.checkpoint import open_weights
 from model.config import ModelConfig
@@ -22,6 +25,7 @@ from model.packing import TextItem, pack
 from model.testing import make_tiny
 from ray_jobs.checkpoints import publish_folder
 from ray_jobs.meter import Meter
+from ray_jobs.params import load_params
 from ray_jobs.place import alone
 from ray_jobs.run_log import RunLog
 from ray_jobs.runs import samples_of
@@ -203,6 +207,19 @@ def test_a_stage_run_alone_does_not_go_on_from_what_others_left(s3):
             take_up("short-alone", inputs | other)
     forget_run({"run": "short-alone"})
     take_up("short-alone", inputs | {"seed": 6})
+
+
+def test_what_a_killed_job_left_beside_its_result_goes(s3, monkeypatch):
+    """It was killed between recording the result and deleting what it would have gone on from."""
+    asked = []
+    with monkeypatch.context() as patched:
+        patched.setattr(steps, "run_job", lambda spec, **how: asked.append(spec) or JobOutcome({}, "ran", "", 0.0))
+        again = partial(steps.train_stage.fn, load_params(s3.params_file), STAGE, {"tag": "corpus/2000-01-01.1"}, {"content_hash": "0"}, None, False, print)
+        again()
+    run = asked[0].submission_id
+    log_store().put_json(f"jobs/{run}/result.json", {"result": {"run": run}})
+    spoil(run, "00000012-0123abcd", "commit.json", b"{}")
+    assert again()["how"] == "up to date" and not list(model_store().list(f"runs/{run}/"))
 
 
 def test_old_checkpoints_go_and_uncommitted_ones_are_never_read(tiny, tmp_path):
