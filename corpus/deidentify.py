@@ -113,7 +113,8 @@ def _number(value: object) -> object:
         return value
     if isinstance(value, str):
         return float(value)
-    return [float(v) if isinstance(v, str) else v for v in value]
+    # One of several may be left blank.
+    return [float(v) if isinstance(v, str) else v for v in value if v != ""]
 
 
 def _closed(value: object, pattern: re.Pattern) -> list[str]:

@@ -65,12 +65,12 @@ def _meant(values: np.ndarray, header: "Dataset") -> np.ndarray:
 
 
 def _displayed(values: np.ndarray, header: "Dataset") -> np.ndarray | None:
-    """Values through the first VOI LUT or else the first window, from 0 to 1; None if the header has neither."""
+    """Values through the first VOI LUT or else the first window, from 0 to 1; None if the header has neither, or a window that is none."""
     if header.get("VOILUTSequence"):
         table = header.VOILUTSequence[0]
         return _looked_up(values, table.LUTDescriptor, table.LUTData, header.original_encoding[1])
     centre, width = (_first(header.get(keyword)) for keyword in ("WindowCenter", "WindowWidth"))
-    return window(values, centre, width, header.get("VOILUTFunction") or "LINEAR") if centre is not None and width else None
+    return window(values, centre, width, header.get("VOILUTFunction") or "LINEAR") if centre is not None and (width or 0) > 0 else None
 
 
 def _looked_up(values: np.ndarray, descriptor: Sequence[int], data: bytes | Sequence[int], little_endian: bool) -> np.ndarray:
@@ -95,7 +95,8 @@ def window(values: np.ndarray, centre: float, width: float, function: str = "LIN
     """Values from 0 to 1 through a window (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     if function == "SIGMOID":
         return 1 / (1 + np.exp(np.clip(-4 * (values - centre) / width, -700, 700)))
-    if function == "LINEAR_EXACT":
+    # LINEAR counts whole values: a narrower window, as of floating point, can only be meant exactly.
+    if function == "LINEAR_EXACT" or width < 1:
         return np.clip((values - centre) / width + 0.5, 0, 1)
     return np.clip((values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5, 0, 1)
 

@@ -68,6 +68,24 @@ def test_monochrome1_is_inverted(tmp_path):
     assert picture(tmp_path, dataset(GRADIENT.astype(np.uint16), PhotometricInterpretation="MONOCHROME1"))[0, 0] == 0
 
 
+@pytest.mark.parametrize("centre, width", [(2048, -4096), (2048, "NaN"), (["", ""], ["", ""])])
+def test_a_window_that_is_none_is_no_threshold(tmp_path, centre, width):
+    made = dataset(GRADIENT.astype(np.uint16))
+    for keyword, value in (("WindowCenter", centre), ("WindowWidth", width)):
+        made.add_new(keyword, "LO" if value == "NaN" else "DS", value)
+    assert (picture(tmp_path, made) == GRADIENT).all()
+
+
+def test_of_several_windows_one_may_be_blank(tmp_path):
+    made = dataset(GRADIENT.astype(np.uint16), WindowCenter=["2048", ""], WindowWidth=["4096", ""])
+    assert np.abs(picture(tmp_path, made) - GRADIENT / 4095 * 255).max() <= 0.51
+
+
+def test_a_window_of_floating_point_may_be_narrower_than_one(tmp_path):
+    made = dataset((GRADIENT / 4095).astype(np.float32), WindowCenter=0.5, WindowWidth=1 / 1.001)
+    assert np.abs(picture(tmp_path, made) - GRADIENT / 4095 * 255).max() <= 1
+
+
 @pytest.mark.parametrize("kind, slope, inverted", [("MONOCHROME2", -1, True), ("MONOCHROME1", -1, False), ("MONOCHROME2", 2, False)])
 def test_a_falling_slope_inverts_bytes(tmp_path, kind, slope, inverted):
     stored = (GRADIENT % 256).astype(np.uint8)
