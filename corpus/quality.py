@@ -20,8 +20,9 @@ from corpus.sample import Image, Sample, Turn
 # At level DEBUG Pillow logs the values of EXIF and TIFF tags, names among them.
 logging.getLogger("PIL").setLevel(logging.INFO)
 
-# TIFF's word for the meaning of 0.
+# TIFF's word for the meaning of 0, and the tag that tells what kind of numbers the values are.
 _MIN_IS_WHITE = 0
+_SAMPLE_FORMAT, _UNSIGNED = 339, 1
 # What a record says is not repeated where a reason is told, as it may be a person's name; the terms of Creative Commons are none.
 _KNOWN_LICENCE = re.compile(r"cc[ _-]?(0|by)([ _-](nc|nd|sa))*([ _-]\d(\.\d)?)?", re.IGNORECASE)
 
@@ -142,12 +143,14 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
         Unreadable: it is smaller than the limit, or is once it is scaled down, or has no numbers.
     """
     mode = picture.mode
+    tags = getattr(picture, "tag_v2", {})
     # Pillow inverts 8 bits itself.
-    inverted = getattr(picture, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == _MIN_IS_WHITE
+    inverted = tags.get(ExifTags.Base.PhotometricInterpretation) == _MIN_IS_WHITE
+    unsigned = tags.get(_SAMPLE_FORMAT, (_UNSIGNED,))[0] == _UNSIGNED and tags.get(ExifTags.Base.BitsPerSample, (0,))[0] == 32
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _windowed(picture, params.window_percentiles, inverted)
+        picture = _windowed(picture, params.window_percentiles, inverted, unsigned)
     elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         rgba = picture.convert("RGBA")
         picture = Pillow.alpha_composite(Pillow.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -166,8 +169,11 @@ def clean(picture: Pillow.Image, params: QualityParams, suspect: bool = False) -
     return Cleaned(picture, "" if mode in ("L", "RGB") else mode, carries_text, size)
 
 
-def _windowed(picture: Pillow.Image, percentiles: tuple[float, float], inverted: bool) -> Pillow.Image:
-    values = np.asarray(picture, dtype=np.float32) * (-1 if inverted else 1)
+def _windowed(picture: Pillow.Image, percentiles: tuple[float, float], inverted: bool, unsigned: bool) -> Pillow.Image:
+    values = np.asarray(picture)
+    # Of 32 bits without a sign Pillow makes numbers with one.
+    values = values.view(np.uint32) if unsigned and values.dtype == np.int32 else values
+    values = values.astype(np.float32) * (-1 if inverted else 1)
     # Only floating point has values that are no numbers; they become black, infinite ones the end they are at.
     finite = values[np.isfinite(values)] if picture.mode == "F" else values
     if not finite.size:

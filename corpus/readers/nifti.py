@@ -1,11 +1,12 @@
 """NIfTI volumes (.nii, .nii.gz): slices of the first volume, upright, with square pixels and one window for the whole volume."""
 
+import gzip
 import logging
 import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image as Pillow
@@ -32,8 +33,9 @@ _PERCENTILES = (0.5, 99.5)
 _LABEL_INTENT = 1002
 _MOST_LABELS = 32
 _NEAR_EMPTY = 0.05
-# A volume may have this many slices of the largest permitted size.
-_DEEPEST = 8
+# A volume may have this many slices of the largest permitted size, and a header so many bytes, of which extensions are most.
+_DEEPEST, _LARGEST_HEADER = 8, 2**26
+_GZIP = b"\x1f\x8b"
 
 
 class Volume(NamedTuple):
@@ -108,14 +110,14 @@ def _volume(file: File, max_pixels: int) -> Volume:
     import nibabel
 
     try:
-        # A file that shrinks while it is mapped into memory ends the process.
-        image = nibabel.load(file.path, mmap=False)
-        shape, dtype = image.shape, image.get_data_dtype()
-        if not 2 <= len(shape) <= 4 or dtype.kind not in "iuf":
-            raise Unreadable("not-a-volume", f"{len(shape)}-D of type {dtype.kind!r}; two to four dimensions of real numbers are read")
-        if max(np.prod(shape[:2]), np.prod(shape[1:3]), np.prod(shape[::2][:2])) > max_pixels or np.prod(shape[:3], dtype=float) > _DEEPEST * max_pixels:
-            raise Unreadable("too-large", f"{shape} voxels; a slice may have {max_pixels:,} pixels, a volume {_DEEPEST} times as many")
-        image = nibabel.as_closest_canonical(_first(image))
+        with _opened(file.path) as stream:
+            image = _image(stream)
+            shape, dtype = image.shape, image.get_data_dtype()
+            if not 2 <= len(shape) <= 4 or dtype.kind not in "iuf":
+                raise Unreadable("not-a-volume", f"{len(shape)}-D of type {dtype.kind!r}; two to four dimensions of real numbers are read")
+            if max(np.prod(shape[:2]), np.prod(shape[1:3]), np.prod(shape[::2][:2])) > max_pixels or np.prod(shape[:3], dtype=float) > _DEEPEST * max_pixels:
+                raise Unreadable("too-large", f"{shape} voxels; a slice may have {max_pixels:,} pixels, a volume {_DEEPEST} times as many")
+            image = nibabel.as_closest_canonical(_first(image))
         values = _finite(image.dataobj)
         if int(image.header["intent_code"]) == _LABEL_INTENT or _is_labels(values):
             raise Unreadable("label-volume", "a segmentation, not a picture")
@@ -125,6 +127,26 @@ def _volume(file: File, max_pixels: int) -> Volume:
     except Exception as error:  # damaged files raise anything, from zlib.error to HeaderDataError
         raise Unreadable("unreadable-volume", f"cannot be read ({type(error).__name__})") from None
     return Volume(values, spacing, *(float(p) for p in np.percentile(values, _PERCENTILES)))
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked if they are gzipped, whatever its name says: browsers unpack what they store as .nii.gz."""
+    with open(path, "rb") as stream:
+        packed = stream.read(len(_GZIP)) == _GZIP
+    return gzip.open(path) if packed else open(path, "rb")
+
+
+def _image(stream: BinaryIO):
+    """The image, of which no voxels are read yet. It is never mapped into memory, as a file that shrinks then ends the process."""
+    from nibabel import Nifti1Image, Nifti2Image
+
+    start = stream.read(Nifti2Image.header_class.sizeof_hdr)
+    kind = Nifti2Image if Nifti2Image.header_class.may_contain_header(start) else Nifti1Image
+    header = kind.header_class(start[: kind.header_class.sizeof_hdr], check=False)
+    # All that lies before the voxels would be read, extensions of any size.
+    if header["vox_offset"] > _LARGEST_HEADER:
+        raise Unreadable("unreadable-volume", f"more than {_LARGEST_HEADER:,} bytes before the first voxel")
+    return kind.from_file_map(kind.make_file_map({"image": stream}), mmap=False)
 
 
 def _first(image):

@@ -89,9 +89,31 @@ def test_pixels_are_square_by_the_axes_that_count(tmp_path, volume):
 def test_a_file_that_is_named_is_read_whatever_its_name(tmp_path, volume):
     save(tmp_path / "v.nii", volume).rename(tmp_path / "v.img1")
     (tmp_path / "v.txt").write_text("no volume")
-    for name in ("v.img1", "v.txt"):
-        (told,) = formats.read(Source(tmp_path / name, "s"), "nifti")
-        assert (told.reason, "v." in told.where) == ("unreadable-volume", False)
+    (shown,), (told,) = (formats.read(Source(tmp_path / name, "s", views=1), "nifti") for name in ("v.img1", "v.txt"))
+    assert shown.images[0]().size == (40, 50) and told.reason == "unreadable-volume" and "v." not in shown.where + told.where
+
+
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz", "V.Nii", "V.NII.gz", "v.nii.GZ"])
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_volume_may_be_gzipped_whatever_its_name_says(tmp_path, volume, name, kind, packed):
+    whole = kind(volume, np.eye(4)).to_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(whole, 1) if packed else whole)
+    (record,) = formats.read(Source(tmp_path, "s", views=1), "auto")
+    assert record.patient.casefold() == "v" and record.images[0]().size == (40, 50)
+
+
+def test_extensions_of_any_size_are_not_read(tmp_path, volume):
+    """Zeros take next to nothing in a gzipped file."""
+    header = bytearray(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes()[:352])
+    header[108:112] = np.float32(2**28).tobytes()
+    header[348:] = b"\1\0\0\0"
+    (tmp_path / "v.nii.gz").write_bytes(gzip.compress(bytes(header) + (2**28 - 352).to_bytes(4, "little") + bytes(2**28 - 356) + volume.tobytes(), 1))
+    tracemalloc.start()
+    (told,) = nifti.read(Source(tmp_path, "s"))
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert told.reason == "unreadable-volume" and most < 2**24
 
 
 def test_empty_slices_are_left_and_the_others_spread(tmp_path, volume):

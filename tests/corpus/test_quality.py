@@ -342,3 +342,15 @@ def test_pictures_keep_all_the_pixels_that_a_profiles_stages_look_at(profile):
     sides = [sides[1] for stage in (*params.curriculum, *params.refresh) for sides in (stage.resolution.vit, stage.resolution.vae) if sides]
     rules = [params.model.image.vit.max_size, params.model.image.vae.max_size]
     assert params.corpus.quality.max_side >= max(sides or rules)
+
+
+@pytest.mark.parametrize("kind", [np.uint32, np.int32, np.uint16, np.float32])
+def test_grey_values_of_a_tiff_keep_their_order_up_to_the_largest(kind):
+    """Pillow reads unsigned numbers of 32 bits as signed ones."""
+    import tifffile
+
+    limits, buffer = np.finfo(kind) if kind is np.float32 else np.iinfo(kind), io.BytesIO()
+    ramp = np.linspace(limits.min / 2, limits.max / 2, 64) * (2 if kind in (np.uint32, np.uint16) else 1)
+    tifffile.imwrite(buffer, np.tile(ramp.astype(kind), (64, 1)), photometric="minisblack")
+    shown = np.asarray(quality.clean(PictureBytes(buffer.getvalue(), 10**6)(), QualityParams()).picture, dtype=int)
+    assert (np.diff(shown, axis=1) >= 0).all() and shown[0, 0] == 0 and shown[0, -1] == 255
