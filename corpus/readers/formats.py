@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from corpus import anatomy, vocabulary
-from corpus.readers import FORMATS, image_folder, omni_med_vqa, textfiles, tree
+from corpus.readers import FORMATS, image_folder, omni_med_vqa, parquet, textfiles, tree
 from corpus.readers.files import unnamed
 from corpus.readers.pictures import SUFFIXES, PictureFile
 from corpus.readers.source import Source
@@ -46,13 +46,15 @@ def read(source: Source, format: str = AUTO) -> Iterator[Record | Rejection]:
 
     Raises:
         UnknownFormat: there is no such format.
-        FileNotFoundError: the path is not there, or holds nothing of the format.
+        FileNotFoundError: the path is not there, or holds nothing of the format, or no Parquet table though columns are named.
         MissingColumn: a Parquet table has not the columns named.
     """
     if format != AUTO and format not in FORMATS:
         raise UnknownFormat(f"{format!r} is no format; these are: {AUTO}, {', '.join(FORMATS)}")
     if not source.path.exists():
         raise FileNotFoundError(f"{source.path} does not exist")
+    if format == AUTO and source.columns and not any(textfiles.named(file, ".parquet") for file in tree.walk(source.path)):
+        raise FileNotFoundError(f"{source.path} holds no Parquet table of which columns could be named")
     return _each(source) if format == AUTO else reader(format).read(source)
 
 
@@ -91,6 +93,9 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
         if format in _OF_PATIENTS:
             scans.add(file)
         if format is None:
+            if textfiles.named(file, ".parquet") and os.path.isfile(file) and parquet.has_lost_its_end(file):
+                # It tells no format any more, and may have named the pictures beside it.
+                doubtful.add(os.path.abspath(source.image_root or file.parent))
             unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
             continue
         found, damaged, holds = True, False, format in _HOLDING

@@ -46,6 +46,8 @@ def _rows(file: Path, source: Source) -> Iterator[Record | Rejection]:
         header = [name.strip() for name in next(table, [])]
         if not _NEEDED <= set(header):
             raise Unreadable("unreadable-file", f"no column {', '.join(sorted(_NEEDED - set(header)))}; found {', '.join(header)[:200]}")
+        if twice := sorted({name for name in header if name and header.count(name) > 1}):
+            raise Unreadable("unreadable-file", f"its column {', '.join(twice)[:200]} is there more than once")
         for number, cells in enumerate(table):
             yield _record(dict(zip(header, cells)), f"{source.place(file)}:{number}", file, source)
     except csv.Error as error:

@@ -10,6 +10,7 @@ from corpus.record import Unreadable
 
 # Rows in memory at once; a row may hold several pictures.
 _BATCH = 16
+_MAGIC = b"PAR1"
 
 
 class MissingColumn(LookupError):
@@ -38,16 +39,28 @@ def has_columns(file: Path, *wanted: str) -> bool:
         return False
 
 
+def has_lost_its_end(file: Path) -> bool:
+    """Whether it begins as a Parquet file and does not tell its columns, which are at the end."""
+    with open(file, "rb") as stream:
+        begun = stream.read(len(_MAGIC)) == _MAGIC
+    try:
+        return begun and not columns(file)
+    except Unreadable:
+        return True
+
+
 def rows(file: Path, wanted: list[str]) -> Iterator[dict]:
     """The wanted columns, row by row; bytes of a text that are not UTF-8 become U+FFFD.
 
     Raises:
         MissingColumn: one is not there.
-        Unreadable: the file is damaged.
+        Unreadable: the file is damaged, or has one of them twice.
     """
     import pyarrow.parquet as pq
 
     found = columns(file)
+    if twice := [name for name in wanted if found.count(name) > 1]:
+        raise Unreadable("unreadable-file", f"its column {', '.join(twice)} is there more than once")
     missing = [name for name in wanted if name not in found]
     if missing:
         raise MissingColumn(f"{file.name} has no column {', '.join(missing)}; its columns are {', '.join(found)}")

@@ -16,8 +16,8 @@ from corpus.record import Unreadable
 # What a file is known by: so many characters of it, or of each of so many lines or objects, as the first may be damaged.
 _HEAD, _FIRST = 2**20, 16
 _KEY, _DECODER = re.compile(r'"([^"\\]{1,64})"\s*:'), json.JSONDecoder()
-# Levels of JSON.
-_DEEPEST = 64
+# Characters of a line, and levels of JSON.
+_LONGEST, _DEEPEST = 2**28, 64
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -36,10 +36,13 @@ def open_text(file: Path) -> TextIO:
 
 
 def lines(file: Path) -> Iterator[str]:
-    """Line by line. Raises Unreadable where a gzipped file breaks off."""
+    """Line by line. Raises Unreadable where a gzipped file breaks off, or a line is longer than any picture makes it."""
     try:
         with open_text(file) as stream:
-            yield from stream
+            for line in iter(partial(stream.readline, _LONGEST), ""):
+                if len(line) == _LONGEST:
+                    raise Unreadable("unreadable-file", f"a line of more than {_LONGEST:,} characters")
+                yield line
     except (OSError, EOFError, zlib.error) as error:
         raise Unreadable("unreadable-file", f"cannot be read to its end ({type(error).__name__})") from None
 
@@ -76,7 +79,8 @@ def parsed(text: str) -> object:
     Raises:
         ValueError, RecursionError: it is no JSON, or nested deeper than data is: what one process can read, the next may not pickle.
     """
-    found = json.loads(text)
+    # Where files were joined, a byte order mark is left in the middle.
+    found = json.loads(text.lstrip("\ufeff"))
     if text.count("{") + text.count("[") > _DEEPEST and _is_deep(found):
         raise ValueError(f"JSON nested deeper than {_DEEPEST} levels")
     # Most files have no such escapes, and need no second look.

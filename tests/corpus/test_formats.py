@@ -112,6 +112,12 @@ def test_columns_say_what_a_parquet_table_is(tmp_path):
     assert not aside and records[0].caption == "A slide."
 
 
+def test_columns_of_a_folder_without_a_parquet_table_are_an_error(tmp_path):
+    layouts.image_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no Parquet table"):
+        read(tmp_path, columns={"input_img": "picture"})
+
+
 def test_links_do_not_lead_out_of_the_folder(tmp_path):
     outside = layouts.gmai(tmp_path / "outside" / "VAL.tsv")
     root = tmp_path / "source"
@@ -255,6 +261,19 @@ def test_pictures_of_a_damaged_file_are_no_image_folder(tmp_path):
     assert Counter(r.where.split("/")[0] for r in records) == {"slake": 1, "others": 4}
     unnamed = {r.where for r in aside if r.reason == "unnamed-picture"}
     assert len(unnamed) == 7 and {"slake/imgs/xmlab1/mask.png", "omni/Images/Demo/a b.png", "mine/test/x.png"} <= unnamed
+
+
+def test_pictures_beside_a_parquet_table_that_lost_its_end_are_no_image_folder(tmp_path):
+    """It cannot be recognised by anything then."""
+    rows = [{"input_img": "test/x.png", "message": layouts.talk("What?", "A slide"), "split": "test"}]
+    layouts.save(1, tmp_path / "mine" / "test" / "x.png")
+    file = layouts.table(rows, tmp_path / "mine" / "rows.parquet")
+    layouts.image_folder(tmp_path / "others")
+    assert len(read(tmp_path)[0]) == 5
+    _cut(file)
+    records, aside = read(tmp_path)
+    assert {r.where.split("/")[0] for r in records} == {"others"}
+    assert {(r.where, r.reason) for r in aside if r.where.startswith("mine")} == {("mine/rows.parquet", "unknown-format"), ("mine/test/x.png", "unnamed-picture")}
 
 
 def test_many_damaged_files_beside_many_pictures_take_no_longer_each(tmp_path):

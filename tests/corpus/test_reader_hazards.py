@@ -1,5 +1,6 @@
 """What is wrong with real data, as the readers and the quality control behind them meet it."""
 
+import gzip
 import io
 import json
 import os
@@ -9,6 +10,8 @@ import zipfile
 from datetime import datetime
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -193,6 +196,36 @@ def test_utf16_with_its_byte_order_mark(tmp_path, encoding):
         file.write_bytes(("\ufeff" + file.read_text(encoding="utf-8")).encode(encoding))
     (records, aside), (meant, _) = read(tmp_path, "auto"), before
     assert not aside and [(r.id, r.turns, r.split, r.labels) for r in records] == [(r.id, r.turns, r.split, r.labels) for r in meant]
+
+
+def test_byte_order_marks_where_files_were_joined(tmp_path):
+    layouts.save(0, tmp_path / "0.png")
+    line = json.dumps({"image": "0.png", "caption": "A slide."})
+    (tmp_path / "records.jsonl").write_text(f"\ufeff{line}\n" * 3, encoding="utf-8")
+    records, aside = read(tmp_path, "records")
+    assert len(records) == 3 and not aside
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("corpus.readers.textfiles._LONGEST", 2**20)
+    layouts.save(0, tmp_path / "0.png")
+    (tmp_path / "records.jsonl.gz").write_bytes(gzip.compress(json.dumps({"image": "0.png", "caption": "A slide."}).encode() + b"\n" + bytes(2**26)))
+    tracemalloc.start()
+    records, aside = read(tmp_path, "records")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(records) == 1 and [r.reason for r in aside] == ["unreadable-file"] and most < 2**24
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path):
+    """Which of the two is meant nobody knows."""
+    twice = pa.Table.from_arrays([pa.array([layouts.encoded(0)]), *(pa.array([told]) for told in ("What?", "Yes", "No"))], names=["image", "question", "answer", "answer"])
+    (tmp_path / "path-vqa").mkdir()
+    pq.write_table(twice, tmp_path / "path-vqa" / "train.parquet")
+    file = layouts.gmai(tmp_path / "VAL.tsv")
+    file.write_bytes(file.read_bytes().replace(b"\tC\t", b"\tB\t", 1))
+    records, aside = read(tmp_path, "auto")
+    assert not records and sorted(r.detail for r in aside) == ["its column B is there more than once", "its column answer is there more than once"]
 
 
 def test_chinese_paths_and_blanks_in_folder_names(tmp_path):
