@@ -58,14 +58,18 @@ def read_step(store: ObjectStore, run: str, table: str, step: int):
     return _read(store, [f"{_folder(run, table, window_of(table, step))}/"], step)
 
 
-def current(frame):
+def current(frame, went_back: list[tuple[int, int]] = ()):
     """Each step once: a row is superseded by any that was recorded later for its step or an earlier one.
 
-    That is how a run that went back to its checkpoint says that it does the steps since then again.
+    That is how a run that went back to its checkpoint says that it does the steps since then again. Where it has said no more
+    than that it `went_back`, (when, to which step), all later steps are undone as well.
     """
     if frame.empty:
         return frame
-    first = frame.groupby("recorded")["step"].min()
+    from pandas import Series, concat
+
+    again = Series({recorded: step + 1 for recorded, step in went_back}, dtype="int64")
+    first = concat([frame.set_index("recorded")["step"], again]).groupby(level=0).min()
     later = first[::-1].cummin()[::-1].shift(-1, fill_value=first.max() + 1)
     kept = frame[frame["step"] < frame["recorded"].map(later)]
     return kept.sort_values(["step", "recorded"], kind="stable", ignore_index=True)

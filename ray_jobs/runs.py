@@ -35,12 +35,13 @@ def read(run: str, store: ObjectStore | None = None) -> Run:
     """
     store = store or log_store()
     events = run_parts.read_table(store, run, "events").sort_values("recorded", kind="stable")
+    back = _went_back(events)
     return Run(
         run=run,
         about=_about(run, store),
-        metrics=run_parts.current(run_parts.read_table(store, run, "metrics")).drop(columns="recorded"),
+        metrics=run_parts.current(run_parts.read_table(store, run, "metrics"), back).drop(columns="recorded"),
         events=events.drop(columns="recorded").to_dict("records"),
-        scores=_scores(run_parts.current(run_parts.read_table(store, run, "scores"))),
+        scores=_scores(run_parts.current(run_parts.read_table(store, run, "scores"), back)),
         pictures=[entry.key for entry in store.list(f"training/{run}/pictures/")],
     )
 
@@ -66,13 +67,17 @@ def samples_of(run: str, step: int, store: ObjectStore | None = None) -> list[di
 
 def _undone_until(run: str, step: int, store: ObjectStore) -> int:
     """When the run last went back to before a step: told by events, or by a log line of a step that had one already."""
-    events = run_parts.read_table(store, run, "events").to_dict("records")
-    times, furthest = [event["recorded"] for event in events if event["kind"] in WENT_BACK and event["step"] < step], 0
+    times, furthest = [recorded for recorded, to in _went_back(run_parts.read_table(store, run, "events")) if to < step], 0
     for line in run_parts.read_table(store, run, "metrics").to_dict("records"):
         if line["step"] <= furthest and line["step"] < step:
             times.append(line["recorded"])
         furthest = max(furthest, line["step"])
     return max(times, default=0)
+
+
+def _went_back(events) -> list[tuple[int, int]]:
+    """When the run went back, and to which step, as its events tell."""
+    return [(event["recorded"], event["step"]) for event in events.to_dict("records") if event["kind"] in WENT_BACK]
 
 
 def every(store: ObjectStore | None = None) -> list[dict]:

@@ -64,6 +64,23 @@ def test_a_step_done_again_counts_once_and_a_step_undone_not_at_all(s3):
     assert found.about["begun_at"] == found.about["attempts"][0]["begun_at"]
 
 
+def test_a_line_that_was_undone_does_not_count_where_lines_come_at_other_steps(s3):
+    """Killed at 12 and gone on from 10 with fewer log lines: 12 is never told of again."""
+    first = RunLog("foundation-sparse")
+    first.begin(ABOUT)
+    for step in (8, 10, 12):
+        first.metrics(row(step))
+    first.close()
+    second = RunLog("foundation-sparse")
+    second.begin(ABOUT)
+    second.event(10, "resumed", "on 2 workers")
+    second.flush()
+    assert runs.read("foundation-sparse").metrics["step"].tolist() == [8, 10]
+    second.metrics(row(15))
+    second.close()
+    assert runs.read("foundation-sparse").metrics["step"].tolist() == [8, 10, 15]
+
+
 def test_a_roll_back_within_an_attempt_supersedes_as_well(s3):
     log = RunLog("foundation-back")
     log.begin(ABOUT)
