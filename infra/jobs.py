@@ -12,7 +12,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,8 @@ JOB_VARIABLE = "UNIMED_JOB_ID"
 POLL_S = 0.5
 # A silent store is waited for so long with what a step has done.
 OUTAGE_MINUTES = 5.0
+# Ray prints what a worker says twice: all lines of a moment, and then all of them again. There are fewer than this.
+TOGETHER = 10
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # Who printed a line; on another node than the job's own process, with its address.
 _PREFIX = re.compile(r"^\([\w.:]+ pid=\d+(, ip=\S+)?\) ")
@@ -107,7 +110,7 @@ def run_job(spec: JobSpec, on_log: Callable[[str], None] = print, force: bool = 
     _wait_for_others(client, spec, on_log)
     attempt, how = _submit_or_attach(client, spec, owner)
     _follow(client, attempt, on_log)
-    return JobOutcome(_collect(client, spec, attempt), how, attempt, time.perf_counter() - begun)
+    return JobOutcome(_collect(client, spec, attempt, on_log), how, attempt, time.perf_counter() - begun)
 
 
 def stop_job(job: str, timeout_s: float = 180, on_told: Callable[[], None] = lambda: None) -> bool:
@@ -201,28 +204,33 @@ def _submit_or_attach(client, spec: JobSpec, owner: str) -> tuple[str, str]:
 
 
 def _follow(client, attempt: str, on_log: Callable[[str], None]) -> None:
-    shown, line = 0, None
+    shown, lately = 0, deque(maxlen=TOGETHER)
     while True:
         ended = client.get_job_status(attempt).is_terminal()
         text = client.get_job_logs(attempt)
         complete = len(text) if ended else text.rfind("\n") + 1
-        for line in readable(text[shown:complete], line):
+        for line in readable(text[shown:complete], lately):
             on_log(line)
+            lately.append(line)
         shown = max(shown, complete)
         if ended:
             return
         time.sleep(POLL_S)
 
 
-def readable(log: str, before: str | None = None) -> list[str]:
-    """Lines of a job's log without colours, process prefixes, the framework's chatter and repetitions; `before` is the line that was told last."""
+def readable(log: str, before: Iterable[str] = ()) -> list[str]:
+    """Lines of a job's log without colours, process prefixes, the framework's chatter and repetitions; `before` are those that were told last."""
     plain = (_REPEATED.sub("", _PREFIX.sub("", _COLOUR.sub("", line))).rstrip() for line in log.splitlines())
-    told = [line for line in plain if line and not _CHATTER.search(line)]
-    return [line for line, before in zip(told, [before, *told]) if line != before]
+    lately, told = deque(before, TOGETHER), []
+    for line in plain:
+        if line and not _CHATTER.search(line) and line not in lately:
+            lately.append(line)
+            told.append(line)
+    return told
 
 
-def _collect(client, spec: JobSpec, attempt: str) -> dict:
-    result = find_result(spec)
+def _collect(client, spec: JobSpec, attempt: str, on_log: Callable[[str], None]) -> dict:
+    result = patiently(lambda: find_result(spec), OUTAGE_MINUTES, on_log)
     if result is not None:
         return result
     info = client.get_job_info(attempt)

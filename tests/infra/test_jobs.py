@@ -24,11 +24,13 @@ def test_lines_of_other_nodes_are_read_as_those_of_the_jobs_own():
     assert readable(log) == ["one step 20/40 ce 1.5", "one step 40/40 ce 1.2"]
 
 
-def test_a_line_that_is_printed_twice_is_told_once_wherever_the_log_is_cut():
-    lines = ["one step 20/40 ce 1.5", "- (ip=10.0.0.2, pid=812) world_rank=0", "", "one step 20/40 ce 1.5", "one step 40/40 ce 1.2", "one step 40/40 ce 1.2"]
+def test_lines_that_are_printed_twice_are_told_once_wherever_the_log_is_cut():
+    """One, and two of the same moment."""
+    once = ["one step 20/40 ce 1.5", "one step 20: validation loss 2.5", "one step 40/40 ce 1.2"]
+    lines = [*once[:2], "- (ip=10.0.0.2, pid=812) world_rank=0", "", *once[:2], once[2], once[2]]
     for cut in range(len(lines) + 1):
         first = readable("\n".join(lines[:cut]))
-        assert first + readable("\n".join(lines[cut:]), first[-1] if first else None) == ["one step 20/40 ce 1.5", "one step 40/40 ce 1.2"]
+        assert first + readable("\n".join(lines[cut:]), first) == once
 
 
 def test_a_job_runs_once_and_its_result_stays(stack, tmp_path):
@@ -135,3 +137,20 @@ def test_what_a_step_would_go_on_from_stays_until_its_result_is_recorded(s3, mon
     answers[:] = [True, False, False]
     run()
     assert there == [({"made": 1}, {"made": 1})]
+
+
+def test_the_result_of_a_job_that_has_ended_is_waited_for(s3, monkeypatch):
+    """What took days is not told as failed because the store is silent when the job ends."""
+    spec, asked = JobSpec("ended", MODULE, {}), []
+    log_store().put_json(f"jobs/{spec.submission_id}/result.json", {"result": {"made": 1}})
+    monkeypatch.setattr(outage, "PAUSE_S", 0.01)
+    get = ObjectStore.get_json
+
+    def silent(self, key, fields=()):
+        asked.append(key)
+        if len(asked) < 3:
+            raise StoreUnavailable("the object store does not answer")
+        return get(self, key, fields)
+
+    monkeypatch.setattr(ObjectStore, "get_json", silent)
+    assert jobs._collect(None, spec, spec.submission_id, print) == {"made": 1} and len(asked) == 3
