@@ -22,7 +22,7 @@ class File(NamedTuple):
 
 def listed(source: Source) -> Iterator[File | Rejection]:
     """All files of a source in sorted order, hidden ones left out; a rejection for what cannot be read or lies elsewhere."""
-    paths = sorted(path for path in tree.walk(source.path) if os.path.isfile(path) or os.path.isdir(path) or tree.leaves(path, source))
+    paths = sorted(path for path in tree.walk(source.path) if os.path.isfile(path) or tree.unread(path, source))
     for number, path in enumerate(paths, start=1):
         place = f"file {number} of {len(paths)}"
         if closed := tree.unread(path, source):

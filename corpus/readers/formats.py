@@ -53,6 +53,9 @@ def read(source: Source, format: str = AUTO) -> Iterator[Record | Rejection]:
         raise UnknownFormat(f"{format!r} is no format; these are: {AUTO}, {', '.join(FORMATS)}")
     if not source.path.exists():
         raise FileNotFoundError(f"{source.path} does not exist")
+    if not (source.path.is_dir() or source.path.is_file()):
+        # A pipe would be waited for.
+        raise FileNotFoundError(f"{source.path} is no file and no folder")
     if format == AUTO and source.columns and not any(textfiles.named(file, ".parquet") for file in tree.walk(source.path)):
         raise FileNotFoundError(f"{source.path} holds no Parquet table of which columns could be named")
     return _each(source) if format == AUTO else reader(format).read(source)

@@ -37,7 +37,7 @@ def folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def leaves(file: Path, source: Source) -> bool:
     """Whether a link leads out of the source."""
-    return file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(source.top))
+    return os.path.islink(file) and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(source.top))
 
 
 def unread(file: Path, source: Source) -> Rejection | None:
@@ -50,9 +50,10 @@ def unread(file: Path, source: Source) -> Rejection | None:
         return reject("path-outside-folder", "a link out of the source's folder")
     if os.path.isdir(file):
         return reject("unreadable-folder", "this machine does not let its files be listed")
-    if os.path.isfile(file) and not os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
-        return reject("unreadable-file", "this machine does not let it be read")
-    return None
+    if os.path.isfile(file):
+        readable = os.access(file, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+        return None if readable else reject("unreadable-file", "this machine does not let it be read")
+    return reject("unreadable-file", "it is gone, or its path is longer than this machine permits") if not os.path.lexists(file) else None
 
 
 def read_each(source: Source, recognises: Callable[[Path], bool], read_file: ReadFile, wanted: str) -> Iterator[Record | Rejection]:

@@ -75,6 +75,35 @@ def test_a_link_to_itself_is_kept_aside(tmp_path):
         next(r for r in records if r.where == "loop.png").images[0]()
 
 
+@pytest.fixture
+def too_deep(tmp_path, monkeypatch):
+    """A folder whose path no call to the system takes, beneath one that holds a picture."""
+    layouts.save(1, tmp_path / "heads" / "1.png")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(30):
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+    layouts.save(2, Path("2.png"))
+    yield tmp_path
+    os.chdir(tmp_path)
+    shutil.rmtree("d" * 200)
+
+
+@pytest.mark.parametrize("format", ["auto", "image-folder", "dicom", "nifti"])
+def test_a_folder_too_deep_for_the_machine_is_told(too_deep, format):
+    shutil.copy(dicom_table.files()["CT_small.dcm"], too_deep / "ct.dcm")
+    shutil.copy(Path(nibabel.__file__).parent / "tests" / "data" / "anatomical.nii", too_deep / "v.nii")
+    records, aside = read(too_deep, format)
+    assert records and [r.reason for r in aside if "longer than" in r.detail] == ["unreadable-file"]
+
+
+@pytest.mark.parametrize("format", ["auto", "records", "unimedvl-jsonl", "dicom", "nifti"])
+def test_a_pipe_is_not_waited_for(tmp_path, format):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(FileNotFoundError, match="no file and no folder"):
+        read(tmp_path / "pipe.jsonl", format)
+
+
 @pytest.mark.parametrize("format", ["auto", "records"])
 def test_what_may_not_be_read_is_kept_aside(public, format):
     layouts.jsonl([{"image": "1.png", "caption": "A head."}], public / "open" / "records.jsonl")
