@@ -114,7 +114,7 @@ def _record(image: np.ndarray, label: np.ndarray, place: str, split: str, known:
         return Rejection(source.name, place, "malformed-record", f"its label is none of {known.title}'s {len(known.classes)} classes")
     volume = known.title.endswith("3D")
     # Copies, so that the volume itself is not held.
-    shown = [image[int(share * len(image))].copy() for share in SLICES] if volume else [image]
+    shown = [image[int(share * len(image))].copy() for share in SLICES] if volume and image.ndim else [image]
     answer = ", ".join(named) or "none"
     options = "" if known.many else f" One of: {'; '.join(known.classes)}."
     return Record(

@@ -48,6 +48,6 @@ def rows(file: Path, name: str) -> Iterator[np.ndarray]:
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     reader = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
     size, fortran, dtype = reader(stream)
-    if fortran or dtype.hasobject or not size or min(size) < 0 or prod(size[1:]) * dtype.itemsize > _LARGEST:
+    if fortran or dtype.hasobject or not size or min(size) < 0 or 0 in size[1:] or prod(size[1:]) * dtype.itemsize > _LARGEST:
         raise ValueError("not a plain array of pictures")
     return size, dtype

@@ -400,7 +400,7 @@ def test_nothing_is_unpickled(tmp_path):
     assert [r.reason for r in read(tmp_path, "med-mnist")[1]] == ["unreadable-file"]
 
 
-@pytest.mark.parametrize("shape", ["(1, 99999999, 99999999)", "(-1, 28, 28)", "()", "(3, 28, 28)", "(3, (", "3 3", "(\x00)"])
+@pytest.mark.parametrize("shape", ["(1, 99999999, 99999999)", "(2000000000, 0)", "(1, 0, 28, 28)", "(-1, 28, 28)", "()", "(3, 28, 28)", "(3, (", "3 3", "(\x00)"])
 def test_a_header_that_lies(tmp_path, shape):
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"0" * 100
@@ -409,6 +409,13 @@ def test_a_header_that_lies(tmp_path, shape):
         archive.writestr("train_labels.npy", array)
     records, aside = read(tmp_path, "med-mnist")
     assert not records and aside[-1].reason == "unreadable-file"
+
+
+@pytest.mark.parametrize("size", [(2,), (2, 64), (2, 64, 64), (2, 0, 64, 64), (2, 64, 64, 64, 3, 3)])
+def test_volumes_of_other_dimensions_are_kept_aside(tmp_path, size):
+    np.savez(tmp_path / "organmnist3d_64.npz", train_images=np.zeros(size, np.uint8), train_labels=np.zeros((2, 1), np.uint8))
+    kept, reasons = take_in(tmp_path, "med-mnist")
+    assert not kept and set(reasons.values()) <= {"altered-mirror", "unreadable-image", "unreadable-file"} and reasons
 
 
 def test_pictures_larger_than_a_file_may_hold_are_refused_before_they_are_inflated(tmp_path):
