@@ -260,13 +260,28 @@ def entrypoint(step: Callable[[dict], dict], afterwards: Callable[[dict], object
         _run(step, arguments.job, arguments.inputs, afterwards)
     except JobCancelled as notice:
         print(notice, flush=True)
+    except (ValueError, OSError, MissingObject) as error:
+        if arguments.job:
+            raise
+        # Whoever runs a step alone is told what is wrong with its inputs; a trace would hide it.
+        parser.exit(1, f"{error}\n")
+
+
+def _read(inputs: Path) -> dict:
+    try:
+        found = json.loads(inputs.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{inputs} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{inputs} holds no JSON object of inputs")
+    return found
 
 
 def _run(step: Callable[[dict], dict], job: str | None, inputs: Path | None, afterwards: Callable[[dict], object]) -> None:
     if inputs:
         # Inside the cluster they are there already.
         get_settings().export()
-        result = step(json.loads(inputs.read_text()))
+        result = step(_read(inputs))
         print(json.dumps(result, indent=1), flush=True)
     else:
         os.environ[JOB_VARIABLE] = job

@@ -20,6 +20,7 @@ from infra.store import MissingObject, arrow_filesystem, model_store
 from model.curriculum import RUNNING, StageParams, TrainingParams
 from ray_jobs.checkpoints import fetch_folder, publish_folder
 
+NEEDED = ("release", "start", "stage", "training", "seed")
 # What a process must have before it meets its GPU: a cuBLAS that is deterministic, and memory that packs of ever new
 # lengths do not leave in pieces.
 GPU_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
@@ -33,10 +34,13 @@ def train(inputs: dict) -> dict:
     """Run the stage to its end and publish its averaged weights. The run's checkpoints stay until the result is recorded.
 
     Raises:
-        ValueError: the run was begun with other inputs.
+        ValueError: the run was begun with other inputs, or its inputs are wrong.
         JobCancelled: it was told to stop, and saved what it had.
         TrainingDiverged: too many bad steps in a row, again after going back.
     """
+    if not job_id():
+        # A flow has seen to it before it submits a job.
+        refuse_early(inputs)
     run, minutes = run_name(inputs), TrainingParams(**inputs["training"]).outage_minutes
     patiently(lambda: take_up(run, inputs), minutes)
     patiently(lambda: model_store().delete(_ending_key(run)), minutes)
@@ -54,6 +58,22 @@ def train(inputs: dict) -> dict:
     except KeyboardInterrupt:
         raise JobCancelled(f"{run} was stopped while its weights were published; the same command goes on with that") from None
     return {**record, "stage": inputs["stage"]["name"], "steps": ending["step"], "history": ending["history"], "scores": ending["scores"], "run": run}
+
+
+def refuse_early(inputs: dict) -> None:
+    """See before any worker is started what no worker that is started again could mend.
+
+    Raises:
+        ValueError: inputs are missing or wrong, or the release has nothing of what the stage draws.
+        MissingObject: there is no such release.
+    """
+    from ray_jobs import mixture
+    from ray_jobs.releases import open_release
+
+    if missing := [name for name in NEEDED if name not in inputs]:
+        raise ValueError(f"the inputs lack {', '.join(missing)}; `python -m ray_jobs.train --help` tells what they are")
+    stage, training = StageParams(**inputs["stage"]), TrainingParams(**inputs["training"])
+    mixture.refuse_early(open_release(inputs["release"], outage_minutes=training.outage_minutes).index, [stage])
 
 
 def _published(inputs: dict, run: str, minutes: float) -> dict:

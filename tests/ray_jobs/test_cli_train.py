@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from infra.jobs import JobCancelled, JobSpec, run_job
+from infra.store import corpus_store
 from ray_jobs.run_log import RunLog
+from tests.ray_jobs.made_release import publish, sample
 from tests.ray_jobs.test_run_log import ABOUT, keys, row
 from tests.ray_jobs.training_runs import STAGE
 
@@ -72,7 +74,9 @@ def test_a_run_that_waits_for_workers_says_so_and_is_stopped_at_once(stack):
 
 def test_a_stage_alone_finds_the_cluster_of_its_settings(stack, tmp_path):
     """In a shell that knows of the state folder and nothing else, as no flow or job has exported any address or token to it."""
-    inputs = {"stage": {**STAGE.model_dump(mode="json"), "name": "lone"}, "start": {}, "training": {"workers": 99, "streams": 99}}
+    release = publish([sample(1)], corpus_store(), tag="corpus/2000-04-04.1")
+    corpus_store().put_json("releases/2000-04-04.1.json", release)
+    inputs = {"release": release["tag"], "stage": {**STAGE.model_dump(mode="json"), "name": "lone"}, "start": {}, "training": {"workers": 99, "streams": 99}, "seed": 5}
     (tmp_path / "stage.json").write_text(json.dumps(inputs))
     shell = {name: value for name, value in os.environ.items() if not name.startswith(("UNIMED_", "RAY_", "AWS_", "PREFECT_"))} | {"UNIMED_STATE_DIR": os.environ["UNIMED_STATE_DIR"]}
     command = [sys.executable, "-m", "ray_jobs.train", "--inputs", str(tmp_path / "stage.json")]
@@ -81,6 +85,23 @@ def test_a_stage_alone_finds_the_cluster_of_its_settings(stack, tmp_path):
         run.send_signal(signal.SIGTERM)
         said += run.stdout
     assert run.returncode == 0 and "lone-alone was stopped while it waited" in said[-1], "".join(said)
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [("{", "not JSON"), ("[]", "no JSON object"), ({"release": None}, "lack release"), ({"stage": {"steps": 0}}, "steps\n"), ({"release": "corpus/1999-01-01.1"}, "releases/1999-01-01.1.json"), ({"stage": {"mixture": {"text": 1}}}, "no train sample of")],
+)
+def test_what_is_wrong_with_the_inputs_of_a_stage_alone_is_told_before_any_worker_starts(s3, tmp_path, changed, says):
+    release = publish([sample(1)], corpus_store(), tag="corpus/2000-04-04.1")
+    corpus_store().put_json("releases/2000-04-04.1.json", release)
+    inputs = {"release": release["tag"], "stage": STAGE.model_dump(mode="json"), "start": {}, "training": {}, "seed": 5}
+    if isinstance(changed, dict):
+        inputs = {name: value for name, value in (inputs | changed).items() if value is not None}
+        inputs["stage"] = STAGE.model_dump(mode="json") | changed.get("stage", {})
+        changed = json.dumps(inputs)
+    (tmp_path / "stage.json").write_text(changed)
+    done = subprocess.run([sys.executable, "-m", "ray_jobs.train", "--inputs", tmp_path / "stage.json"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr and "Connect" not in done.stderr, done.stderr
 
 
 def test_two_runs_are_shown_side_by_side(told, tmp_path):
