@@ -20,7 +20,8 @@ _NAMES = {
 _FITS = [(re.compile(pattern), fits) for pattern, fits in _NAMES.items()]
 # Where a kind is named, but not as this picture's: what is denied or compared with, how else something was found or done.
 _ELSEWHERE = re.compile(
-    r"\b(no|without|unlike|prior|previous|earlier|compared|than|versus|vs)\b([ -]+(with|to|on|in|the|an?|any|prior|previous|earlier))*([ -]+[\w&-]+){1,2}|[\w-]+[ -](guided|proven|confirmed)\b|\b\w+(scop|log|graph)ically\b"
+    r"\b(no|not|non|neither|without|instead|unlike|prior|previous|earlier|compared|than|versus|vs)\b([ -]+(of|with|to|on|in|the|an?|any|prior|previous|earlier))*"
+    r"([ -]+(?!n?or\b)[\w&-]+){1,2}([ -]+n?or([ -]+(?!n?or\b)[\w&-]+){1,2})*|\b\w+( scan)?(?= (was|were|is|could|has|had)( been)? not\b)|[\w-]+[ -](guided|proven|confirmed)\b|\b\w+(scop|log|graph)ically\b"
     r"|\bradiographic (evidence|findings|follow-up)|\bmicroscopic (colitis|ha?ematuria|polyangiitis)|\b\w+scopic biops\w+",
     re.IGNORECASE,
 )
@@ -63,6 +64,8 @@ def may_be_in(languages: tuple[str, ...], text: str) -> bool:
     Of languages that are not known here nothing can be said: with one of them among these, all is True.
     """
     scripts = tuple({_SCRIPTS.get(name, "") for name in languages})
+    # As some systems write them, accents stand behind their letters and cut words in two.
+    text = unicodedata.normalize("NFC", text)
     return "" in scripts or (_in_script(scripts, text) and not _in_another_language(languages, text))
 
 

@@ -27,7 +27,8 @@ def text(value: object) -> str | None:
 def answer(value: object) -> str | None:
     """As `text`, but "None" is a word: SLAKE's answer to "What diseases are in the picture?"."""
     found = " ".join(words(value).split())
-    return None if found.upper() in _MISSING else found
+    # Characters that show nothing, such as blanks of no width, are no answer either.
+    return found if found.upper() not in _MISSING and any(map(str.isprintable, found)) else None
 
 
 def identifier(value: object) -> str | None:

@@ -252,6 +252,14 @@ def test_a_strip_is_judged_as_it_came_and_as_it_would_be_kept(size, reason, told
         ("Fundus photograph of the left eye.", "caption-contradicts"),
         ("Histologically proven carcinoma after ultrasound-guided biopsy.", None),
         ("Histology of the carcinoma.", "caption-contradicts"),
+        ("No prior MRI or radiograph available.", None),
+        ("Neither MRI nor ultrasound was done.", None),
+        ("This is not an MRI scan.", None),
+        ("MRI was not performed.", None),
+        ("Slice of the liver, instead of an MRI.", None),
+        ("MRI of the liver, not enhanced.", "caption-contradicts"),
+        # Accents that stand behind their letters: an "e" alone is Italian.
+        ("Elan, e\u0301lan, e\u0301clat, e\u0301tage.", None),
     ],
 )
 def test_captions_that_cannot_be_of_this_picture(caption, reason):

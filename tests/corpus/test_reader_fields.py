@@ -169,3 +169,11 @@ def test_a_number_is_an_attribution(tmp_path):
     layouts.table([{"input_img": layouts.base64_text(0), "message": layouts.talk("What?", "A"), "attribution": 5}], tmp_path / "a.parquet")
     layouts.jsonl([{"image": "a.png", "caption": "CT.", "attribution": ["me"], "source": 7}], tmp_path / "records.jsonl")
     assert {(r.source, r.attribution) for r in read(tmp_path, "auto")[0]} == {("here", "5"), ("7", "me")}
+
+
+@pytest.mark.parametrize("nothing", ["\u200b", "\u200b\ufeff\u2060", "\0\0", "\u00a0 \u3000"])
+def test_characters_that_show_nothing_are_no_text(tmp_path, nothing):
+    layouts.save(0, tmp_path / "0.png")
+    row = {"image": "0.png", "caption": nothing, "qa": [{"question": "What?", "answer": nothing}, {"question": "Where?", "answer": f"Here{nothing}"}]}
+    ((record,), aside) = read(layouts.jsonl([row], tmp_path / "records.jsonl"), "records")
+    assert not aside and record.caption is None and [turn.question for turn in record.turns] == ["Where?"] and record.left_out == 1
