@@ -215,7 +215,8 @@ def data_forget(
     from ray_jobs.ingest import salt
 
     def confirm(tags: list[str]) -> bool:
-        return yes or typer.confirm(f"{', '.join(tags) or 'no release'} cannot be pulled or trained on again, and can't be brought back. Purge?")
+        lost = f"{', '.join(tags)} cannot be pulled or trained on again, and" if tags else "every release stays whole; what is deleted"
+        return yes or typer.confirm(f"{lost} can't be brought back. Purge?")
 
     key = patient_key(salt(), source, patient) if source else patient
     try:

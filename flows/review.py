@@ -61,8 +61,10 @@ class Review:
 
         for case in chain(filter(waits, self._uncertain()), *(islice(filter(waits, group), size) for group in self._audit())):
             strata[case.source, case.modality, case.reason].append(case)
+        # Judgements before the audit, and where there are more groups than cases no source first each time.
+        groups = [strata[group] for group in sorted(strata, key=lambda group: (group[2] == AUDIT, index.hash64(f"{self.release['tag']} {group}")))]
         drawn, depth = [], 0
-        while len(drawn) < size and (layer := [cases[depth] for _, cases in sorted(strata.items()) if depth < len(cases)]):
+        while len(drawn) < size and (layer := [cases[depth] for cases in groups if depth < len(cases)]):
             drawn, depth = drawn + layer, depth + 1
         return drawn[:size]
 

@@ -89,7 +89,8 @@ def _require_known(said: dict, licenses: tuple[str, ...]) -> None:
         "license": (lambda name: vocabulary.license_id(name, licenses), licenses),
     }
     for option, (find, known) in terms.items():
-        if said.get(option) and not find(said[option]):
+        # An empty word is one that a script did not fill in.
+        if said.get(option) is not None and not find(said[option]):
             raise UnknownTerm(f"--{option} {said[option]!r} is none of {', '.join(known)}" + (" (corpus.quality.licenses in params)" if option == "license" else ""))
 
 

@@ -164,13 +164,14 @@ def test_a_source_elsewhere_is_not_replaced_unasked(tmp_path, s3):
     assert add_source(tmp_path / "y" / "train", **SAID)["how"] == "up to date"
 
 
-@pytest.mark.parametrize("option, word", [("split", "trian"), ("modality", "CTT"), ("license", "CC-BY-5.0")])
+@pytest.mark.parametrize("option, word", [("split", "trian"), ("modality", "CTT"), ("license", "CC-BY-5.0"), ("split", ""), ("modality", ""), ("license", "")])
 def test_a_slip_in_what_is_said_of_a_source_costs_none_of_its_records(tmp_path, s3, option, word):
-    layouts.save(0, tmp_path / option / "head" / "1.png")
-    assert add_source(tmp_path / option, **SAID)["records"]["kept"] == 1
+    folder = tmp_path / f"{option}-{len(word)}"
+    layouts.save(0, folder / "head" / "1.png")
+    assert add_source(folder, **SAID)["records"]["kept"] == 1
     with pytest.raises(UnknownTerm, match=f"--{option} '{word}' is none of"):
-        add_source(tmp_path / option, **SAID | {option: word})
-    assert add_source(tmp_path / option, **SAID)["how"] == "up to date"
+        add_source(folder, **SAID | {option: word})
+    assert add_source(folder, **SAID)["how"] == "up to date"
 
 
 def test_names_of_sources(tmp_path):
