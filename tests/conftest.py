@@ -19,6 +19,12 @@ def pytest_sessionstart(session):
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+def pytest_exception_interact(node, call):
+    """Ray, once it runs in this process, makes SystemExit of a signal to end, which pytest would take for one more test that fails."""
+    if isinstance(call.excinfo.value, SystemExit):
+        node.session.shouldstop = "told to end"
+
+
 def forget_settings() -> None:
     for name in [name for name in os.environ if name.startswith(("UNIMED_", "PREFECT_", "RAY_", "AWS_"))]:
         if name != "AWS_CA_BUNDLE":
