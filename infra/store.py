@@ -243,20 +243,3 @@ def model_store() -> ObjectStore:
 
 def log_store() -> ObjectStore:
     return ObjectStore(get_settings().bucket_logs)
-
-
-def arrow_filesystem():
-    """The same store for Ray Train and Parquet; paths begin with the bucket."""
-    from pyarrow.fs import S3FileSystem
-
-    settings = get_settings()
-    scheme, _, address = settings.s3_endpoint.partition("://")
-    return S3FileSystem(
-        access_key=settings.s3_access_key,
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        region=settings.s3_region,
-        endpoint_override=address,
-        scheme=scheme,
-        connect_timeout=5,
-        request_timeout=60,
-    )

@@ -16,7 +16,7 @@ from infra.jobs import JobCancelled, entrypoint, job_id
 from infra.outage import patiently
 from infra.records import digest
 from infra.settings import get_settings
-from infra.store import MissingObject, arrow_filesystem, model_store
+from infra.store import MissingObject, model_store
 from model.curriculum import RUNNING, StageParams, TrainingParams
 from ray_jobs.checkpoints import fetch_folder, publish_folder
 
@@ -165,8 +165,8 @@ def _trainer(inputs: dict, run: str, bell):
         ),
         run_config=RunConfig(
             name=run,
-            storage_path=f"{get_settings().bucket_models}/runs",
-            storage_filesystem=arrow_filesystem(),
+            # Our checkpoints go their own way, so nothing but Ray's marker lies there: in the store it would have to answer at that very moment.
+            storage_path=str(get_settings().state_dir / "cache" / "ray-train"),
             failure_config=FailureConfig(max_failures=training.max_failures),
             worker_runtime_env={"env_vars": GPU_ENVIRONMENT} if training.gpus_per_worker else None,
         ),

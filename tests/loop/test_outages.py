@@ -126,6 +126,20 @@ def test_killed_processes_and_a_silent_store_leave_no_trace_in_the_weights(input
 
 
 @pytest.mark.timeout(900, func_only=True)
+def test_a_store_that_is_away_as_a_stage_begins_is_waited_for(inputs, undisturbed, stack):
+    running = Running(JobSpec("early", "ray_jobs.train", inputs))
+    while not processes("TrainController"):
+        assert running.is_alive(), running.outcome
+        time.sleep(0.05)
+    kill_tree(stack._process("s3"))
+    time.sleep(OUTAGE_S)
+    stack.up(services=["s3"])
+    result = running.ended()
+    assert not isinstance(result, Exception), result
+    assert (result["content_hash"], result["history"]) == (undisturbed["content_hash"], undisturbed["history"])
+
+
+@pytest.mark.timeout(900, func_only=True)
 def test_a_worker_that_is_told_to_end_is_started_again(inputs, undisturbed):
     spec = JobSpec("ended-worker", "ray_jobs.train", inputs)
     running = Running(spec)
