@@ -140,11 +140,10 @@ def _open(file: File, header: "Dataset", frame: int, max_pixels: int) -> Pillow.
 
 @lru_cache(maxsize=1)
 def _dataset(file: File) -> "Dataset":
-    """The whole file; large elements are read when they are needed. Identifiers are in it: for this module only."""
-    from pydicom import dcmread
+    """The whole file, see `dicom_decoding.read`. Identifiers are in it: for this module only."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    dataset = dcmread(file.path, force=True, defer_size=dicom_decoding.LARGE)
+    dataset = dicom_decoding.read(file.path)
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little = dataset.original_encoding
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian

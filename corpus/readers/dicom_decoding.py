@@ -50,6 +50,17 @@ def quietly() -> Iterator[None]:
         logger.disabled = before
 
 
+def read(path: Path) -> "Dataset":
+    """The whole file; large elements are read when they are needed.
+
+    It ends where zeros follow, as in files that were made longer than what was written: each eight would be an element.
+    """
+    from pydicom.filereader import read_partial
+
+    with open(path, "rb") as stream:
+        return read_partial(stream, lambda tag, vr, length: tag.group == 0, defer_size=LARGE, force=True)
+
+
 def decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:
     """Stored values of a frame, (H, W), or RGB (H, W, 3). Raises whatever the decoders raise, or DecoderCrashed.
 
@@ -149,7 +160,5 @@ def _workers() -> ProcessPoolExecutor:
 
 
 def _by_gdcm(path: Path, frame: int) -> np.ndarray:
-    from pydicom import dcmread
-
     with quietly():
-        return _array(dcmread(path, force=True, defer_size=LARGE), path, frame, "gdcm")
+        return _array(read(path), path, frame, "gdcm")

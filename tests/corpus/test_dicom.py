@@ -1,7 +1,9 @@
 """DICOM: every kind of file becomes the picture it means, or is kept aside with its reason."""
 
 import io
+import time
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.encoders import RLELosslessEncoder
-from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, EncapsulatedPDFStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless, SecondaryCaptureImageStorage, VLWholeSlideMicroscopyImageStorage
 
 from corpus.readers import dicom, formats
 from corpus.readers.source import Source
@@ -392,6 +394,24 @@ def test_an_image_cut_inside_its_header_is_not_told_as_a_report(tmp_path):
     made.SOPClassUID = EncapsulatedPDFStorage
     del made.PixelData
     assert [(found.reason, "report" in found.detail) for found in records(save(made, tmp_path / "x.dcm"))] == [("no-pixel-data", True)]
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_zeros_after_the_last_element_are_no_elements(tmp_path, syntax):
+    """As in files that were made longer than what was written to them."""
+    made = dataset(GRADIENT.astype(np.uint16), WindowCenter=2048, WindowWidth=4096)
+    made.file_meta.TransferSyntaxUID = syntax
+    whole = save(made, tmp_path / "x.dcm").read_bytes()
+    if syntax == DeflatedExplicitVRLittleEndian:
+        start = 144 + dcmread(tmp_path / "x.dcm").file_meta.FileMetaInformationGroupLength
+        stretch = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        whole = whole[:start] + stretch.compress(zlib.decompress(whole[start:], -zlib.MAX_WBITS) + bytes(2**24)) + stretch.flush()
+    else:
+        whole += bytes(2**24)
+    (tmp_path / "x.dcm").write_bytes(whole)
+    begun = time.process_time()
+    (record,) = records(tmp_path / "x.dcm")
+    assert np.abs(np.asarray(record.images[0](), dtype=float) - GRADIENT / 4095 * 255).max() <= 0.51 and time.process_time() - begun < 1
 
 
 def test_noise_never_raises(tmp_path):
