@@ -77,7 +77,7 @@ def one(plan: dict) -> dict:
             log.close()
             out = Path(folder) / "out"
             out.mkdir()
-            export_average(fetch_folder(start), run, model_store(), out)
+            export_average(fetch_folder(start), run, stage.steps, model_store(), out)
             start = publish_folder(out, run)
         model_store().delete_dir(f"runs/{run}/")
     model, reader = UniMedVL.from_pretrained(fetch_folder(start)), open_release(plan["release"])

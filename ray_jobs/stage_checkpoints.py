@@ -95,7 +95,7 @@ class StageCheckpoints:
     def give_up_after(self, step: int) -> None:
         """Checkpoints of later steps count no more: the run goes on from this one, whatever it was gone back from."""
         if self.place.first:
-            later = [name for name in self._patiently(lambda: committed(self.store, self.prefix)) if int(name.split("-")[0]) > step]
+            later = [name for name in self._patiently(lambda: committed(self.store, self.prefix)) if step_of(name) > step]
             for name in later:
                 self._put_aside(name, ABANDONED)
 
@@ -111,7 +111,7 @@ class StageCheckpoints:
         names = patiently(lambda: committed(self.store, self.prefix), self.outage_minutes) if self.place.first else None
         names, damaged = from_first(names, self.place.workers, self._group), 0
         for name in names:
-            step = int(name.split("-")[0])
+            step = step_of(name)
             if before is not None and step >= before:
                 continue
             folder, problem = self._fetched(name)
@@ -227,13 +227,18 @@ def checkpoints_prefix(run: str) -> str:
     return f"runs/{run}/checkpoints/"
 
 
+def step_of(name: str) -> int:
+    """The step after which a checkpoint of this name was saved."""
+    return int(name.split("-")[0])
+
+
 def committed(store: ObjectStore, prefix: str) -> list[str]:
     """Names of the committed checkpoints, newest first."""
     markers = [entry.key.removeprefix(prefix) for entry in store.list(prefix) if entry.key.endswith(f"/{COMMIT}")]
     names = [name for marker in markers if _NAME.fullmatch(name := marker.split("/")[0])]
     # Two of one step: the attempt that was written later.
-    written = {name: _written(store, f"{prefix}{name}") for name in names} if len({n.split("-")[0] for n in names}) < len(names) else {}
-    return sorted(names, key=lambda name: (name.split("-")[0], written.get(name, "")), reverse=True)
+    written = {name: _written(store, f"{prefix}{name}") for name in names} if len({step_of(name) for name in names}) < len(names) else {}
+    return sorted(names, key=lambda name: (step_of(name), written.get(name, "")), reverse=True)
 
 
 def fetch(store: ObjectStore, prefix: str, folder: Path) -> None:

@@ -19,23 +19,23 @@ from infra.settings import get_settings
 from infra.store import ObjectStore
 from model.checkpoint import TABLES, WEIGHTS, network_state, open_checkpoint, read_rows
 from model.weights import Weights
-from ray_jobs.stage_checkpoints import checkpoints_prefix, committed, fetch
+from ray_jobs.stage_checkpoints import DamagedCheckpoint, checkpoints_prefix, committed, fetch, step_of
 from ray_jobs.training_state import AVERAGE
 
 PART_BYTES = 4 * 2**30
 EMBEDDINGS = "language_model.model.embed_tokens.weight"
 
 
-def export_average(start: Path, run: str, store: ObjectStore, out: Path, outage_minutes: float = 0.0, part_bytes: int = PART_BYTES) -> None:
-    """Write the folder of the run's newest checkpoint to `out`: one `ema.safetensors`, or parts and their index if it is larger.
+def export_average(start: Path, run: str, step: int, store: ObjectStore, out: Path, outage_minutes: float = 0.0, part_bytes: int = PART_BYTES) -> None:
+    """Write the folder of the run's last checkpoint, of this step, to `out`: one `ema.safetensors`, or parts and their index if it is larger.
 
     Raises:
-        DamagedCheckpoint: the run's newest checkpoint is not whole.
+        DamagedCheckpoint: the checkpoint is gone or not whole.
         StoreUnavailable: the store stayed silent for `outage_minutes`.
         ValueError: a tensor is not finite.
     """
     with passing(get_settings().state_dir / "cache" / "exports" / run) as folder:
-        patiently(lambda: _fetch_newest(store, checkpoints_prefix(run), folder), outage_minutes)
+        patiently(lambda: _fetch_last(store, checkpoints_prefix(run), step, folder), outage_minutes)
         for path in start.iterdir():
             if path.is_file() and not _is_main(path.name):
                 shutil.copy(path, out / path.name)
@@ -48,8 +48,12 @@ def export_average(start: Path, run: str, store: ObjectStore, out: Path, outage_
         _write(_parts(weights, rows, folder, part_bytes), out)
 
 
-def _fetch_newest(store: ObjectStore, prefix: str, folder: Path) -> None:
-    fetch(store, f"{prefix}{committed(store, prefix)[0]}", folder)
+def _fetch_last(store: ObjectStore, prefix: str, step: int, folder: Path) -> None:
+    newest = next(iter(committed(store, prefix)), None)
+    if newest is None or step_of(newest) != step:
+        # The weights of an earlier one are not those that the stage has ended with.
+        raise DamagedCheckpoint(f"the checkpoint of step {step} under {prefix} is gone, or its marker; the same command goes on from the one before")
+    fetch(store, f"{prefix}{newest}", folder)
 
 
 def _is_main(name: str) -> bool:

@@ -54,7 +54,7 @@ def train(inputs: dict) -> dict:
     if ending["how"] == "diverged":
         raise TrainingDiverged(f"{run} stopped at step {ending['step']}: {ending['why']}")
     try:
-        record = _published(inputs, run, minutes)
+        record = _published(inputs, run, ending["step"], minutes)
     except KeyboardInterrupt:
         raise JobCancelled(f"{run} was stopped while its weights were published; the same command goes on with that") from None
     return {**record, "stage": inputs["stage"]["name"], "steps": ending["step"], "history": ending["history"], "scores": ending["scores"], "run": run}
@@ -76,12 +76,12 @@ def refuse_early(inputs: dict) -> None:
     mixture.refuse_early(open_release(inputs["release"], outage_minutes=training.outage_minutes).index, [stage])
 
 
-def _published(inputs: dict, run: str, minutes: float) -> dict:
+def _published(inputs: dict, run: str, step: int, minutes: float) -> dict:
     """The record of the stage's averaged weights on S3."""
     from ray_jobs.stage_export import export_average
 
     with passing(get_settings().state_dir / "cache" / "exports" / f"{run}-published") as folder:
-        export_average(_start_folder(inputs, minutes), run, model_store(), folder, minutes)
+        export_average(_start_folder(inputs, minutes), run, step, model_store(), folder, minutes)
         return patiently(lambda: publish_folder(folder, inputs["stage"]["name"]), minutes)
 
 
@@ -135,7 +135,9 @@ def _fit(inputs: dict, run: str) -> None:
 
     signal.signal(signal.SIGTERM, ring)
     try:
-        _trainer(inputs, run, bell).fit()
+        # Our checkpoints go their own way, so nothing but Ray's marker lies there: in the store it would have to answer at that very moment.
+        with passing(get_settings().state_dir / "cache" / "ray-train" / run) as folder:
+            _trainer(inputs, run, bell, folder).fit()
     except KeyboardInterrupt:
         raise JobCancelled(f"{run} was stopped while it waited for its workers; the same command goes on from its last checkpoint") from None
     finally:
@@ -143,7 +145,7 @@ def _fit(inputs: dict, run: str) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _trainer(inputs: dict, run: str, bell):
+def _trainer(inputs: dict, run: str, bell, folder: Path):
     """Ray Train's trainer of the stage; tells where the cluster has no room for its workers."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -165,8 +167,7 @@ def _trainer(inputs: dict, run: str, bell):
         ),
         run_config=RunConfig(
             name=run,
-            # Our checkpoints go their own way, so nothing but Ray's marker lies there: in the store it would have to answer at that very moment.
-            storage_path=str(get_settings().state_dir / "cache" / "ray-train"),
+            storage_path=str(folder),
             failure_config=FailureConfig(max_failures=training.max_failures),
             worker_runtime_env={"env_vars": GPU_ENVIRONMENT} if training.gpus_per_worker else None,
         ),

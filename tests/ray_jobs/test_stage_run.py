@@ -29,7 +29,7 @@ from ray_jobs.params import load_params
 from ray_jobs.place import alone
 from ray_jobs.run_log import RunLog
 from ray_jobs.runs import samples_of
-from ray_jobs.stage_checkpoints import StageCheckpoints, checkpoints_prefix, committed
+from ray_jobs.stage_checkpoints import COMMIT, DamagedCheckpoint, StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
 from ray_jobs.train import forget_run, take_up, work_on
 from ray_jobs.watchdog import Watchdog
@@ -348,7 +348,7 @@ def test_what_is_not_finite_is_not_published(tiny, s3, tmp_path):
     checkpoints.save(1, {f"average/{key}": tensor}, {}, {})
     assert checkpoints.wait()
     with pytest.raises(ValueError, match=key):
-        export_average(tiny, "not-finite", model_store(), tmp_path)
+        export_average(tiny, "not-finite", 1, model_store(), tmp_path)
 
 
 def test_a_spike_is_no_step(tiny, tmp_path):
@@ -410,9 +410,19 @@ def test_an_export_waits_for_a_silent_store(tiny, s3, tmp_path):
     out.mkdir()
     wire.cut()
     threading.Timer(3, wire.mend).start()
-    export_average(tiny, "away", ObjectStore(s3.bucket_models, wire.settings), out, outage_minutes=1)
+    export_average(tiny, "away", 1, ObjectStore(s3.bucket_models, wire.settings), out, outage_minutes=1)
     wire.cut()
     assert torch.equal(load_file(out / "ema.safetensors")["language_model.model.norm.weight"], learned(run)["average/language_model.model.norm.weight"])
+
+
+def test_no_earlier_checkpoint_is_published_in_the_stead_of_the_last(tiny, s3, tmp_path):
+    run, _ = start(tiny, "lost-last", tmp_path / "scratch", stage=STAGE.model_copy(update={"steps": 2}), training=TRAINING.model_copy(update={"checkpoint_every": 1}))
+    assert run.run() == "finished"
+    newest, earlier = in_store("lost-last")
+    for name in (newest, earlier):
+        model_store().delete(f"runs/lost-last/checkpoints/{name}/{COMMIT}")
+        with pytest.raises(DamagedCheckpoint, match="step 2 .* is gone"):
+            export_average(tiny, "lost-last", 2, model_store(), tmp_path)
 
 
 def test_whatever_is_told_is_counted_for_alarms(tiny, s3, tmp_path):
@@ -484,7 +494,7 @@ def test_a_stage_that_gave_a_tokenizer_its_special_tokens_is_exported_with_them(
     (folder / "llm_config.json").write_text(json.dumps(written | {"vocab_size": size}))
     run, _ = start(folder, "grown", tmp_path / "scratch", stage=STAGE.model_copy(update={"steps": 1}))
     assert run.run() == "finished"
-    export_average(folder, "grown", model_store(), out)
+    export_average(folder, "grown", 1, model_store(), out)
     exported = UniMedVL.from_pretrained(out)
     assert exported.config == UniMedVL.from_pretrained(folder).config and exported.config.llm.vocab_size == size + 4
     assert torch.equal(exported.language_model.lm_head.weight, learned(run)["average/language_model.lm_head.weight"])
