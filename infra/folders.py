@@ -10,20 +10,21 @@ from pathlib import Path
 
 @contextmanager
 def passing(folder: Path) -> Iterator[Path]:
-    """The folder, empty, for as long as it is needed. It has a name of its own, by which it is found again."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
+    """The folder, empty, for as long as it is needed, by one process of the machine while others wait. It has a name of its own, by which it is found again."""
+    with _alone(folder):
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def brought(target: Path, fill: Callable[[Path], object]) -> Path:
-    """`target`; where it is not there, `fill` makes it in a folder beside, by one process of the machine while the others wait."""
+    """`target`; where it is not there, `fill` makes it in a folder beside."""
     if target.exists():
         return target
-    with _alone(target), passing(target.parent / f".{target.name}") as beside:
+    with passing(target.parent / f".{target.name}") as beside:
         if not target.exists():
             fill(beside)
             _place(beside, target)
@@ -44,8 +45,8 @@ def _place(beside: Path, target: Path) -> None:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    path = target.parent / "locks" / target.name
+def _alone(folder: Path) -> Iterator[None]:
+    path = folder.parent / "locks" / folder.name
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
