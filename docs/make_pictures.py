@@ -32,7 +32,6 @@ def main() -> None:
     champion = registry.get(registry.resolve("champion"))
     report = log_store().get_json(registry.records(champion.id, "evaluation")[-1]["report_key"])
     FOLDER.mkdir(exist_ok=True)
-    screenshot(chromium, f"{settings.prefect_ui_url}/runs", FOLDER / "prefect-runs.png", 1000)
     screenshot(chromium, f"{settings.prefect_ui_url}/runs/flow-run/{champion.lineage['flow_run']}?tab=Artifacts", FOLDER / "prefect-retrain.png", 1000)
     (FOLDER / "contact-sheet.png").write_bytes(log_store().get(report["contact_sheet_key"]))
     print(*sorted(FOLDER.glob("*.png")), sep="\n")
