@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from model.attention import AttentionRules
+from model.attention_rules import AttentionRules
 from model.fused import compiled
 
 DEVICES = ("cuda",)

@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from fastapi import Request
 from ray.serve.exceptions import BackPressureError
@@ -15,18 +14,15 @@ from monitoring import features
 from ray_jobs.serve import errors
 from ray_jobs.serve.errors import ApiError
 from ray_jobs.serve.schema import Parts
-
-if TYPE_CHECKING:
-    from ray_jobs.serve.router import Router
+from ray_jobs.serve.telemetry import Telemetry
 
 
 class Call:
     """One request from its first byte to its row in the log. As a context it turns failures into answers' errors."""
 
-    def __init__(self, router: "Router", route: str, request: Request):
-        self.router, self.route = router, route
+    def __init__(self, telemetry: Telemetry, route: str, request: Request):
+        self.telemetry, self.route = telemetry, route
         self.id = request.headers.get("x-request-id") or f"req-{uuid.uuid4().hex}"
-        self.request = request
         self.begun, self.at = time.perf_counter(), datetime.now(UTC)
         self.arm: dict = {"arm": "", "version": ""}
         self.prompt, self.images, self.image_size = "", 0, None
@@ -40,8 +36,8 @@ class Call:
     def headers(self) -> dict[str, str]:
         return {"x-request-id": self.id, "x-model-version": self.arm["version"]}
 
-    async def __aenter__(self) -> None:
-        self.router.authorise(self.request)
+    async def __aenter__(self) -> "Call":
+        return self
 
     async def __aexit__(self, kind, error, trace) -> None:
         refusal = _as_refusal(error) if error else None
@@ -73,11 +69,9 @@ class Call:
         self.finish_reason = chunk["finish_reason"] or self.finish_reason
 
     def finish(self, status: int, error_code: str | None = None) -> None:
-        """Write the log row and the metrics; called exactly once."""
+        """Keep what is told of the request; called exactly once."""
         seconds = time.perf_counter() - self.begun
-        self.router.requests.labels(self.route, self.arm["arm"], status).inc()
-        self.router.latency.labels(self.route).observe(seconds)
-        self.router.log.add(
+        self.telemetry.add(
             features.row(
                 request_id=self.id,
                 time=self.at,

@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve
 
 from infra.settings import get_settings
-from monitoring.request_log import RequestLogWriter
 from ray_jobs.serve import errors
 from ray_jobs.serve.call import Call, completion, sse
 from ray_jobs.serve.errors import ApiError
 from ray_jobs.serve.params import ServingParams
 from ray_jobs.serve.replica import PREDICTOR, app_name
 from ray_jobs.serve.schema import MODEL_ALIAS, ChatRequest, ImageRequest, parse
+from ray_jobs.serve.telemetry import Telemetry
 
 app = FastAPI(title="UniMedVL", docs_url=None, redoc_url=None)
 errors.install(app)
@@ -30,15 +30,10 @@ class Router:
     """Routes are switched by `reconfigure`, without a restart; handles of old versions drain by themselves."""
 
     def __init__(self, serving: dict):
-        from prometheus_client import CollectorRegistry, Counter, Histogram
-
         self.limits = ServingParams(**serving)
         self.key = get_settings().api_key.get_secret_value().encode()
-        self.log = RequestLogWriter()
+        self.telemetry = Telemetry()
         self.arms: list[dict] = []
-        self.metrics = CollectorRegistry()
-        self.requests = Counter("unimed_requests", "Requests by route, arm and status", ["route", "arm", "status"], registry=self.metrics)
-        self.latency = Histogram("unimed_request_seconds", "Time to the last byte", ["route"], registry=self.metrics)
 
     def reconfigure(self, config: dict) -> None:
         """`config`: {"arms": [{"arm", "version", "weight"}, …]}, champion first."""
@@ -53,9 +48,8 @@ class Router:
 
     @app.get("/metrics")
     async def prometheus(self) -> Response:
-        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-        return Response(generate_latest(self.metrics), media_type=CONTENT_TYPE_LATEST)
+        body, media_type = self.telemetry.exposition()
+        return Response(body, media_type=media_type)
 
     @app.get("/v1/models")
     async def models(self, request: Request) -> dict:
@@ -65,8 +59,8 @@ class Router:
 
     @app.post("/v1/chat/completions")
     async def chat(self, request: Request) -> Response:
-        call = Call(self, "chat", request)
-        async with call:
+        self.authorise(request)
+        async with Call(self.telemetry, "chat", request) as call:
             asked: ChatRequest = parse(ChatRequest, await self._body(request))
             parts = asked.parts(self.limits)
             call.route_to(self._arm(asked.model, asked.user or call.id), parts)
@@ -82,8 +76,8 @@ class Router:
 
     @app.post("/v1/images/generations")
     async def images(self, request: Request) -> Response:
-        call = Call(self, "images.generations", request)
-        async with call:
+        self.authorise(request)
+        async with Call(self.telemetry, "images.generations", request) as call:
             asked: ImageRequest = parse(ImageRequest, await self._body(request))
             if asked.n > self.limits.max_images:
                 raise ApiError(400, f"at most {self.limits.max_images} images a request", "invalid_value", "n")

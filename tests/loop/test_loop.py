@@ -9,6 +9,7 @@ import threading
 import time
 from datetime import UTC, datetime
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -123,6 +124,21 @@ def test_the_log_holds_no_words_and_no_pixels(client, picture):
     assert list(rows.columns) == schema().names
     assert len(rows.iloc[-1]["embedding"]) == 192 and rows.iloc[-1]["prompt_words"] == 2
     assert "zebra" not in rows.to_json(default_handler=str)
+
+
+def test_prometheus_counts_each_request_by_its_outcome(first, client, picture):
+    from prometheus_client.parser import text_string_to_metric_families as parsed
+
+    def counted(status: int) -> float:
+        text = httpx.get(str(client.base_url).removesuffix("/v1/") + "/metrics", timeout=10).text
+        of_chat = [s for family in parsed(text) for s in family.samples if s.name == "unimed_requests_total" and s.labels["route"] == "chat"]
+        return sum(s.value for s in of_chat if s.labels["status"] == str(status))
+
+    before = counted(200), counted(404)
+    client.chat.completions.create(model="unimedvl", messages=asked(picture), max_tokens=4)
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="m-000000000000", messages=asked(picture))
+    assert (counted(200), counted(404)) == (before[0] + 1, before[1] + 1)
 
 
 def test_drift_is_found_and_starts_a_retraining(first, stack):
