@@ -77,6 +77,29 @@ def bare(plan: dict) -> Callable[[], int]:
     return lambda: sum(len(decoded(one)[None]) for one in data)
 
 
+def shortest(plan: dict) -> Callable[[], int]:
+    """The same and bringing it from the store, shard by shard, in as few lines as that takes: the most that ours could reach beside `bare`.
+
+    Nothing is drawn in another order, checked, kept, tokenised or packed.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from corpus.shards import INDEX
+    from infra.store import corpus_store
+
+    store = corpus_store()
+    store.exists("peers")
+    keys = [file["key"] for file in plan["release"]["shards"] if not file["path"].endswith(INDEX)][plan["rank"] :: plan["ranks"]]
+
+    def pictures() -> Iterable[bytes]:
+        for key in keys:
+            for images in pq.ParquetFile(pa.BufferReader(store.get(key))).read(["images.list.element.data"], use_threads=False)["images"]:
+                yield images[0]["data"].as_py()
+
+    return lambda: sum(len(decoded(one)[None]) for one in pictures())
+
+
 def webdataset(plan: dict) -> Callable[[], int]:
     """Tar shards by presigned links."""
     import webdataset as wds

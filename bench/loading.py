@@ -20,13 +20,14 @@ from bench.rows import Row
 
 SOURCE, QUESTION, RANKS = "pictures", "What does this image show?", 2
 SIDES = (384, 448, 512)
-BARE = "decode + resize loop in memory"
+# The loops of this project, by the name of their contestant.
+LOOPS = {"bare": "decode + resize loop in memory", "shortest": "shortest script that also reads from the store"}
 
 
 def loading(folder: Path, count: int, repeats: int, peers: bool) -> list[Row]:
-    """The loader beside the bare loop, and beside each peer that is installed and does not fail."""
+    """The loader beside loops that do no more than decode and resize, and beside each peer that is installed and does not fail."""
     field = _Field(folder, count)
-    rates: dict[str, list[float]] = {"ours": [], "bare": []} | {name: [] for name in (field.prepare() if peers else [])}
+    rates: dict[str, list[float]] = {name: [] for name in ("ours", *LOOPS, *(field.prepare() if peers else []))}
     for _ in range(repeats):
         for name in list(rates):
             try:
@@ -37,8 +38,8 @@ def loading(folder: Path, count: int, repeats: int, peers: bool) -> list[Row]:
                 print(f"{name} failed and is left out: {error}", file=sys.stderr)
                 del rates[name]
     middle = {name: statistics.median(of) for name, of in rates.items()}
-    row, mine, bare = f"loader, {count:,} samples, {RANKS} workers", middle.pop("ours"), middle.pop("bare")
-    return [Row(row, mine, "samples/s", BARE, bare, goal=0.9), *(Row(row, mine, "samples/s", name, rate, goal=1.0) for name, rate in middle.items())]
+    row, mine = f"loader, {count:,} samples, {RANKS} workers", middle.pop("ours")
+    return [Row(row, mine, "samples/s", LOOPS.get(name, name), rate, goal=0.9 if name in LOOPS else 1.0) for name, rate in middle.items()]
 
 
 class _Field:
@@ -67,7 +68,7 @@ class _Field:
 
     def rate(self, name: str) -> float:
         """Pictures a second, from the first process's start to the last one's end."""
-        ranks = RANKS if name in ("ours", "bare") else 1
+        ranks = RANKS if name in ("ours", *LOOPS) else 1
         self.turn += 1
         with tempfile.TemporaryDirectory(dir=self.folder) as cache, tempfile.TemporaryDirectory() as start:
             plan = self._plan(name) | {"cache": cache, "start": start, "ranks": ranks, "seed": self.turn}
@@ -110,7 +111,7 @@ class _Field:
         return _output(self._start(name, plan))
 
     def _start(self, name: str, plan: dict) -> subprocess.Popen:
-        python = sys.executable if name in ("ours", "bare") else self.python
+        python = sys.executable if name in ("ours", *LOOPS) else self.python
         command = [python, "-m", "bench.contestants", name, json.dumps(plan)]
         return subprocess.Popen(command, env=self.environment, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
