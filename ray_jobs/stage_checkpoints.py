@@ -4,7 +4,8 @@ Tensors are saved by torch.distributed.checkpoint as safetensors, each worker it
 gathered and any number of workers can read them back. A checkpoint is a folder `runs/<run>/checkpoints/<step>-<attempt>/`
 with shards, `state.json` and `commit.json`; the last names every file with size and SHA-256. One that is found damaged
 loses its marker to the name `damaged.json`: its files stay to be looked at, and it counts no more as one to go back to. So
-does one that the run has gone back behind, to the name `abandoned.json`.
+does one that the run has gone back behind, to the name `abandoned.json`. One whose name ends in `-interim` was saved as the
+run was stopped: it is gone on from, but bad steps take no run back to it, as the undisturbed run does not have it.
 """
 
 import json
@@ -30,7 +31,8 @@ from ray_jobs.place import Place, from_first, gather
 
 COMMIT, STATE, DAMAGED, ABANDONED = "commit.json", "state.json", "damaged.json", "abandoned.json"
 # Of a checkpoint's folder; before the name, of one that is fetched.
-_NAME, RESUME = re.compile(r"\d{8}-[0-9a-f]{8}"), "resume-"
+INTERIM = "-interim"
+_NAME, RESUME = re.compile(rf"\d{{8}}-[0-9a-f]{{8}}({INTERIM})?"), "resume-"
 
 # DCP warns that HF storage keeps no extra metadata; ours lies in state.json.
 warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
@@ -45,7 +47,7 @@ class StageCheckpoints:
 
     Args:
         scratch: folder on this machine for shards on their way.
-        keep: newest checkpoints that stay.
+        keep: newest checkpoints that stay, beside an interim one that is newer.
         outage_minutes: how long a silent store is waited for.
         on_event: told (step, kind, detail) of what went wrong.
         before_commit: called in the thread when this worker's shards are sent.
@@ -62,15 +64,16 @@ class StageCheckpoints:
         self._pending: Future | None = None
         self.last_error: str | None = None
 
-    def save(self, step: int, tensors: dict[str, Tensor], state: dict, streams: dict[str, dict]) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor], state: dict, streams: dict[str, dict], interim: bool = False) -> None:
         """Copy everything and go on; a thread writes it out. An earlier one that is still being written is waited for.
 
         Args:
             state: JSON-able, the same on all workers.
             streams: this worker's share of the loader's state.
+            interim: it is one to go on from alone.
         """
         self.wait()
-        folder = self.scratch / f"{step:08d}-{self._attempt}"
+        folder = self.scratch / f"{step:08d}-{self._attempt}{INTERIM * interim}"
         with suppress(OSError):  # the disk is full: the writer meets that too, and all workers together
             folder.mkdir(parents=True, exist_ok=True)
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
@@ -99,8 +102,8 @@ class StageCheckpoints:
             for name in later:
                 self._put_aside(name, ABANDONED)
 
-    def load(self, tensors: dict[str, Tensor], before: int | None = None) -> tuple[dict, dict[str, dict]] | None:
-        """Fill `tensors` from the newest checkpoint that is whole (of a step below `before`); returns (state, streams).
+    def load(self, tensors: dict[str, Tensor], before: int | None = None, interim: bool = True) -> tuple[dict, dict[str, dict]] | None:
+        """Fill `tensors` from the newest checkpoint that is whole (of a step below `before`, and no interim one unless `interim`); returns (state, streams).
 
         One that is damaged is told, and the one before it is taken. None: there is none.
 
@@ -112,7 +115,7 @@ class StageCheckpoints:
         names, damaged = from_first(names, self.place.workers, self._group), 0
         for name in names:
             step = step_of(name)
-            if before is not None and step >= before:
+            if (before is not None and step >= before) or (name.endswith(INTERIM) and not interim):
                 continue
             folder, problem = self._fetched(name)
             problems = [p for p in gather(problem, self.place.workers, self._group) if p]
@@ -174,13 +177,14 @@ class StageCheckpoints:
         self._patiently(self._forget_old)
 
     def _forget_old(self) -> None:
-        """Keep the newest; of the others the marker goes first. What was never committed goes as well."""
-        kept = committed(self.store, self.prefix)[: self.keep]
+        """Keep the newest; of the others the marker goes first. What was never committed, or counts no more, goes once the run is past it."""
+        names = committed(self.store, self.prefix)
+        kept = {*names[:1], *[name for name in names if not name.endswith(INTERIM)][: self.keep]}
         oldest = min(kept)
-        keys = [entry.key for entry in self.store.list(self.prefix)]
-        old = [key for key in keys if key.removeprefix(self.prefix).split("/")[0] not in kept and key.removeprefix(self.prefix) < oldest]
-        for key in sorted(old, key=lambda key: not key.endswith(COMMIT)):
-            self.store.delete(key)
+        for key in sorted((entry.key for entry in self.store.list(self.prefix)), key=lambda key: not key.endswith(COMMIT)):
+            name = key.removeprefix(self.prefix).split("/")[0]
+            if name not in kept and (name in names or name < oldest):
+                self.store.delete(key)
 
     def _sweep(self) -> None:
         """Delete what earlier attempts that were killed have left on this machine."""

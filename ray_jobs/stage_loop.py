@@ -115,10 +115,10 @@ class StageRun:
         self.progress.done = self.progress.done or last
         if self.progress.done or step % self.training.log_every == 0:
             self._log(step)
-        # A checkpoint to go back to is one of a good step.
+        # A checkpoint to go back to is one of a good step, and one that the run has however often it is stopped.
         due = step % self.training.checkpoint_every == 0 and not self.progress.watchdog.bad
         if not self.progress.done and (stop or due or self._drained()):
-            self._save()
+            self._save(interim=not due)
 
     def _log(self, step: int) -> None:
         left = 0 if self.progress.done else self.stage.steps - step
@@ -145,12 +145,14 @@ class StageRun:
         self.log.samples(self.place.rank, self.seen)
         self.seen = []
 
-    def _save(self) -> None:
+    def _save(self, interim: bool = False) -> None:
         begun = time.perf_counter()
         self._tell_seen()
-        self.progress.seconds, self.progress.rolled_back_to = self.meter.seconds, None
+        self.progress.seconds = self.meter.seconds
+        if not interim:
+            self.progress.rolled_back_to = None
         self.progress.sums, self.progress.counts = list(self.meter.sums), list(self.meter.counts)
-        self.checkpoints.save(self.progress.step, self.state.tensors(), self.progress.to_json(), self.loader.state_dict())
+        self.checkpoints.save(self.progress.step, self.state.tensors(), self.progress.to_json(), self.loader.state_dict(), interim)
         self.meter.paused(time.perf_counter() - begun)
 
     def _require_saved(self) -> None:
@@ -176,7 +178,7 @@ class StageRun:
         now = self.progress
         if now.rollbacks >= self.training.anomaly.max_rollbacks:
             return self._diverged(f"{why} after going back {now.rollbacks} times")
-        found = self.checkpoints.load(self.state.tensors(), before=now.rolled_back_to) or self.checkpoints.load(self.state.tensors())
+        found = self.checkpoints.load(self.state.tensors(), before=now.rolled_back_to, interim=False) or self.checkpoints.load(self.state.tensors(), interim=False)
         if found:
             then = Progress.from_json(found[0])
         else:

@@ -223,9 +223,11 @@ def test_what_a_killed_job_left_beside_its_result_goes(s3, monkeypatch):
 
 
 def test_old_checkpoints_go_and_uncommitted_ones_are_never_read(tiny, tmp_path):
-    run, _ = start(tiny, "kept", tmp_path, notice=NoticeAt(9))
-    run.run()
-    assert [name.split("-")[0] for name in in_store("kept")] == ["00000009", "00000008"]
+    """One that was saved at a stop stays beside those to go back to, until there is a newer one."""
+    for stop, kept in ((9, ["00000009", "00000008", "00000004"]), (1, ["00000010", "00000008", "00000004"])):
+        run, _ = start(tiny, "kept", tmp_path, notice=NoticeAt(stop))
+        run.run()
+        assert [name.split("-")[0] for name in in_store("kept")] == kept
     prefix = checkpoints_prefix("kept")
     assert {e.key.removeprefix(prefix).split("/")[0] for e in model_store().list(prefix)} == set(in_store("kept"))
     model_store().delete(f"{prefix}{in_store('kept')[0]}/commit.json")
@@ -271,6 +273,26 @@ def test_a_checkpoint_that_was_gone_back_behind_is_gone_on_from_no_more(tiny, tm
     assert again.run() == "finished" and told.events[0][:2] == (6, "resumed")
     straight, _ = start(tiny, "straight", tmp_path / "straight", stage=stage, spoilt=spoilt)
     assert straight.run() == "finished" and same(learned(again), learned(straight))
+
+
+@pytest.mark.parametrize(
+    "stops, spoilt, back_to",
+    [((6, 7), range(7, 11), [4]), ((3,), range(3, 7), [0]), ((9, 10), range(8, 16), [8, 4]), ((14,), range(8, 16), [8, 4])],
+    ids=["after-two-stops", "before-any-checkpoint", "at-bad-steps", "between-two-ways-back"],
+)
+def test_where_a_run_was_stopped_bad_steps_take_it_back_as_if_it_had_not_been(tiny, tmp_path, stops, spoilt, back_to):
+    """`stops` counts steps that were done; the one to go back to is still kept, however often the run was stopped since."""
+    name, stage = f"stops-{stops[0]}-{len(spoilt)}", STAGE.model_copy(update={"steps": 14})
+    straight, wanted = start(tiny, f"{name}-straight", tmp_path / "straight", stage=stage, spoilt=frozenset(spoilt))
+    assert straight.run() == "finished"
+    events = []
+    for steps in (*(after - before for before, after in zip((0, *stops), stops)), 1e9):
+        run, told = start(tiny, name, tmp_path / "stopped", stage=stage, spoilt=frozenset(spoilt), notice=NoticeAt(steps))
+        ending = run.run()
+        events += told.events
+    back = [event for event in events if event[1] == "rolled-back"]
+    assert back == [event for event in wanted.events if event[1] == "rolled-back"] and [step for step, _, _ in back] == back_to
+    assert ending == "finished" and same(learned(run), learned(straight)) and run.progress.history == straight.progress.history
 
 
 def test_the_samples_of_a_step_are_those_that_counted(tiny, tmp_path):
