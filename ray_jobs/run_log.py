@@ -89,8 +89,8 @@ class RunLog:
         if self._tracker:
             self._offer(lambda: self._tracker.metrics(int(step), {f"score/{name}": float(value) for name, value in scores.items()}))
 
-    def flush(self, within_s: float = 10) -> bool:
-        """Wait until all that was said so far is on S3: before a checkpoint counts, so that no step before it is forgotten."""
+    def flush(self, within_s: float) -> bool:
+        """Wait until all that was said so far is on S3, for so long at most: before a checkpoint counts, so that no step before it is forgotten."""
         done = threading.Event()
         self._offer(lambda: self._flushed.append(done))
         return done.wait(within_s)

@@ -24,15 +24,17 @@ class OpenPart:
         self.key = f"{_folder(run, table, window)}/{time.time_ns()}-{os.urandom(2).hex()}.parquet"
 
     def add(self, rows: list[dict]) -> None:
-        """A column is of one kind in all rows."""
-        self._new += rows
+        """A column is of one kind in all rows. What no part can hold is refused here, so that it keeps no other row from being written."""
+        import pyarrow as pa
+
+        self._new.append(pa.Table.from_pylist(rows))
 
     def write(self, store: ObjectStore) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         if self._new:
-            tables = [pa.Table.from_pylist(self._new)] if self._rows is None else [self._rows, pa.Table.from_pylist(self._new)]
+            tables = self._new if self._rows is None else [self._rows, *self._new]
             self._rows, self._new = pa.concat_tables(tables, promote_options="permissive").combine_chunks(), []
         buffer = io.BytesIO()
         pq.write_table(self._rows, buffer, compression="zstd")

@@ -232,7 +232,7 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     half = place.device.type == "cuda" and training.precision == "bfloat16"
     loader = Loader(reader, Planner(model, stage, half=half), stage, seed, numbers, training.streams, known=known)
     validation = Validation(reader, model, stage, seed, numbers, training.streams, place, training.parallel == "fsdp", half) if stage.evaluate_every else None
-    checkpoints = StageCheckpoints(run, model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, before_commit=log.flush)
+    checkpoints = StageCheckpoints(run, model_store(), place, scratch, training.keep_checkpoints, training.outage_minutes, before_commit=lambda: log.flush(60 * training.outage_minutes))
     stage_run = StageRun(model, loader, stage, training, seed, place, checkpoints, log, notice, lambda: starting_network(_start_folder(inputs, training.outage_minutes), training, place), validation, under_ray, metrics)
     how = stage_run.run()
     checkpoints.close()

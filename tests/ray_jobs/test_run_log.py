@@ -74,7 +74,7 @@ def test_a_line_that_was_undone_does_not_count_where_lines_come_at_other_steps(s
     second = RunLog("foundation-sparse")
     second.begin(ABOUT)
     second.event(10, "resumed", "on 2 workers")
-    second.flush()
+    second.flush(10)
     assert runs.read("foundation-sparse").metrics["step"].tolist() == [8, 10]
     second.metrics(row(15))
     second.close()
@@ -139,7 +139,7 @@ def test_parts_stay_few_however_long_it_takes(s3, monkeypatch):
         log.samples(0, keys(step))
         log.metrics(row(step))
         if step % 100 == 0:
-            log.flush()
+            log.flush(10)
     log.close()
     parts = [entry.key for entry in log.store.list("training/foundation-few/")]
     assert sum("/samples/" in key for key in parts) == 2 and sum("/metrics/" in key for key in parts) == 1
@@ -161,7 +161,7 @@ def test_a_silent_store_loses_nothing_and_stalls_nobody(s3):
     log = RunLog("foundation-silent", wire.store())
     log.begin(ABOUT)
     log.metrics(row(1))
-    assert log.flush()
+    assert log.flush(10)
     wire.cut()
     slowest = 0.0
     for step in range(2, 42):
@@ -203,8 +203,10 @@ def test_an_entry_that_cannot_be_kept_costs_no_other(s3, capsys):
     log.samples(0, [{"step": 3, "stream": 0, "position": 4, "sample": "c"}])
     log.metrics({"ce": 1.0})
     log.metrics(row(3, ce="much"))
+    log.event(3, "checkpoint-failed", "no room for /scratch/\udcff")
+    assert log.flush(10)
     log.close()
-    assert log.lost == 3 and "3 entries lost" in capsys.readouterr().out
+    assert log.lost == 4 and "4 entries lost" in capsys.readouterr().out
     assert [runs.samples_of("foundation-odd", step)[0]["sample"] for step in (1, 3)] == ["a", "c"]
 
 
@@ -249,7 +251,7 @@ def test_a_damaged_beginning_holds_nothing_up(s3):
     log.store.put("training/foundation-begun/run.json", b"{")
     log.begin(ABOUT)
     log.metrics(row(1))
-    assert log.flush()
+    assert log.flush(10)
     log.close()
     found = runs.read("foundation-begun")
     assert len(found.about["attempts"]) == 1 and found.metrics["step"].tolist() == [1]

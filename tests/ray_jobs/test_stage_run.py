@@ -169,12 +169,17 @@ def test_what_is_wrong_with_the_machine_or_the_store_is_no_damaged_checkpoint(s3
     assert kinds == ["checkpoint-unread"] * 2 and step_in(checkpoints) == 10
 
 
-def test_a_store_that_is_silent_while_a_stage_begins_is_waited_for(tiny, s3, tmp_path, monkeypatch):
-    """Whatever is asked for is not answered at first: the start's files, the release's record, the run's checkpoints."""
+def stage_of_texts(tiny) -> dict:
+    """Inputs of a job."""
     text = StageParams(**STAGE.model_dump() | {"mixture": {"text": 1}})
     release = publish([sample(n, "text") for n in range(8)], corpus_store(), tag="corpus/2000-03-03.1")
     corpus_store().put_json("releases/2000-03-03.1.json", release)
-    inputs = {"release": release["tag"], "start": publish_folder(tiny, "silent"), "stage": text.model_dump(mode="json"), "training": TRAINING.model_dump(mode="json"), "seed": 5}
+    return {"release": release["tag"], "start": publish_folder(tiny, "silent"), "stage": text.model_dump(mode="json"), "training": TRAINING.model_dump(mode="json"), "seed": 5}
+
+
+def test_a_store_that_is_silent_while_a_stage_begins_is_waited_for(tiny, s3, tmp_path, monkeypatch):
+    """Whatever is asked for is not answered at first: the start's files, the release's record, the run's checkpoints."""
+    inputs = stage_of_texts(tiny)
     asked = set()
 
     def at_first_silent(real):
@@ -193,6 +198,27 @@ def test_a_store_that_is_silent_while_a_stage_begins_is_waited_for(tiny, s3, tmp
     assert work_on(inputs, "silent", alone(), log, NoticeAt(1), tmp_path, under_ray=False) == "stopped"
     log.close()
     assert any(key == "releases/2000-03-03.1.json" for _, key in asked)
+
+
+def test_a_checkpoint_counts_once_all_before_it_is_told(tiny, s3, tmp_path, monkeypatch):
+    """However long the store takes nothing of what the run tells: killed after the checkpoint, it would never tell it again."""
+    wire, put, known = Wire(s3), ObjectStore.put, []
+
+    def watched(self, key, *rest, **more):
+        if key.endswith(COMMIT):
+            known.extend(samples_of("told-late", 1))
+        return put(self, key, *rest, **more)
+
+    monkeypatch.setattr(ObjectStore, "put", watched)
+    log = RunLog("told-late", wire.store())
+    wire.cut()
+    threading.Timer(12, wire.mend).start()
+    inputs = stage_of_texts(tiny)
+    log.begin(inputs)
+    assert work_on(inputs, "told-late", alone(), log, NoticeAt(1), tmp_path, under_ray=False) == "stopped"
+    log.close()
+    wire.cut()
+    assert known and known == samples_of("told-late", 1)
 
 
 def test_a_stage_run_alone_does_not_go_on_from_what_others_left(s3):
