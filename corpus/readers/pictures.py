@@ -14,10 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import ExifTags
+from PIL import ExifTags, UnidentifiedImageError
 from PIL import Image as Pillow
 
 from corpus import originals
+from corpus.readers import tiff
 from corpus.readers.fields import NotARecord
 from corpus.readers.textfiles import parsed
 from corpus.record import Opener, Unreadable
@@ -174,13 +175,19 @@ def _decoded(data: bytes, max_pixels: int) -> Pillow.Image:
         picture.load()
         if _is_dimmed(picture, data):
             raise Unreadable("unreadable-image", "16 bits a colour of which it uses fewer: write it with 8")
+        picture = tiff.corrected(picture)
     return originals.mark(picture, data)
 
 
 def _opened(file: BinaryIO, max_pixels: int) -> Pillow.Image:
-    """A picture of which the header is read, and no pixels yet. Raises Unreadable: too-large, unreadable-image."""
+    """A picture of which the header is read, and no pixels yet but where Pillow refuses it. Raises Unreadable: too-large, unreadable-image."""
     with _readable():
-        picture = Pillow.open(file, formats=_FORMATS)
+        try:
+            picture = Pillow.open(file, formats=_FORMATS)
+        except UnidentifiedImageError:
+            if not tiff.is_tiff(file):
+                raise
+            return tiff.opened(file, max_pixels)
     if picture.width * picture.height > max_pixels:
         raise Unreadable("too-large", f"{picture.width}x{picture.height} px exceed the limit of {max_pixels:,} pixels")
     return picture

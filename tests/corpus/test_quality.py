@@ -14,6 +14,7 @@ from corpus.params import CorpusParams, QualityParams
 from corpus.readers import records
 from corpus.readers.pictures import PictureBytes
 from corpus.readers.source import Source
+from corpus.record import Unreadable
 from corpus.sample import Turn
 from infra.store import corpus_store
 from ray_jobs.params import find_profile, load_params
@@ -350,6 +351,30 @@ def test_pictures_keep_all_the_pixels_that_a_profiles_stages_look_at(profile):
     sides = [sides[1] for stage in (*params.curriculum, *params.refresh) for sides in (stage.resolution.vit, stage.resolution.vae) if sides]
     rules = [params.model.image.vit.max_size, params.model.image.vae.max_size]
     assert params.corpus.quality.max_side >= max(sides or rules)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", ["<f8", ">f8", "<f2", ">f2", "<u8", ">u8", "<i8", ">u4", ">i2 packed", ">i4 packed", ">f4 packed", "<i1", "<i1 packed"])
+def test_tiffs_of_numbers_that_pillow_refuses_or_misreads(kind, turned):
+    import tifffile
+
+    kind, _, packed = kind.partition(" ")
+    ramp, buffer = np.linspace(-100 if kind[1] in "if" else 0, 100, 64 * 48).reshape(64, 48).astype(kind), io.BytesIO()
+    tifffile.imwrite(buffer, ramp, byteorder=kind[0], photometric="minisblack", compression="zlib" if packed else None, extratags=[(0x0112, "H", 1, 3 if turned else 1, True)])
+    shown = np.asarray(quality.clean(PictureBytes(buffer.getvalue(), 10**6)(), QualityParams()).picture, dtype=int)
+    meant = np.rint(np.clip((ramp.astype(float) - np.percentile(ramp, 0.5)) / np.subtract(*np.percentile(ramp, [99.5, 0.5])), 0, 1) * 255)
+    assert np.abs(shown - (meant[::-1, ::-1] if turned else meant)).max() <= 1
+
+
+@pytest.mark.parametrize("options, told", [({"compression": "zlib"}, "compressed"), ({"photometric": "rgb"}, "only grey"), ({"shape": (2000, 2000)}, "limit"), ({"cut": 9}, "cut short")])
+def test_a_tiff_of_long_numbers_that_cannot_be_read_is_told(options, told):
+    import tifffile
+
+    cut, buffer = options.pop("cut", 0), io.BytesIO()
+    shape = options.pop("shape", (64, 64, 3) if "photometric" in options else (64, 64))
+    tifffile.imwrite(buffer, np.ones(shape), **{"photometric": "minisblack"} | options)
+    with pytest.raises(Unreadable, match=told):
+        PictureBytes(buffer.getvalue()[: -cut or None], 10**6)()
 
 
 @pytest.mark.parametrize("kind", [np.uint32, np.int32, np.uint16, np.float32])
