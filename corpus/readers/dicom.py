@@ -54,6 +54,8 @@ def read(source: Source) -> Iterator[Record | Rejection]:
         try:
             with dicom_decoding.quietly():
                 frames = list(_records(file, source))
+        except Unreadable as error:
+            frames = [Rejection(source.name, file.where, error.reason, str(error))]
         except Exception as error:  # a damaged header can raise anything
             frames = [Rejection(source.name, file.where, "unreadable-dicom", f"the header cannot be read ({type(error).__name__})")]
         yield from frames

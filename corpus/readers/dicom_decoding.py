@@ -3,17 +3,20 @@
 import io
 import logging
 import warnings
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from PIL import Image as Pillow
+
+from corpus.record import Unreadable
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -31,6 +34,8 @@ _OWN = {_RLE: "pydicom"}
 _DECODER = {syntax: decoder for decoder, syntaxes in _DECODERS.items() for syntax in syntaxes} | _OWN
 # Bytes from which an element is left in the file until it is needed.
 LARGE = 2**16
+# Bytes of a deflated file, which is in memory as a whole.
+_MOST_UNPACKED = 2**29
 
 
 class DecoderCrashed(RuntimeError):
@@ -54,11 +59,32 @@ def read(path: Path) -> "Dataset":
     """The whole file; large elements are read when they are needed.
 
     It ends where zeros follow, as in files that were made longer than what was written: each eight would be an element.
+
+    Raises:
+        Unreadable: too-large, what is deflated would fill the memory.
     """
     from pydicom.filereader import read_partial
 
     with open(path, "rb") as stream:
+        _require_bounded(stream)
+        stream.seek(0)
         return read_partial(stream, lambda tag, vr, length: tag.group == 0, defer_size=LARGE, force=True)
+
+
+def _require_bounded(stream: BinaryIO) -> None:
+    """Raises Unreadable: it is deflated, which is unpacked as a whole, and that would be too much."""
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    read_preamble(stream, force=True)
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+        return
+    inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    for packed in iter(partial(stream.read, LARGE), b""):
+        size += len(inflater.decompress(packed))
+        if size > _MOST_UNPACKED:
+            raise Unreadable("too-large", f"it is deflated and holds more than {_MOST_UNPACKED:,} bytes")
 
 
 def decode(dataset: "Dataset", path: Path, frame: int) -> np.ndarray:

@@ -414,6 +414,22 @@ def test_zeros_after_the_last_element_are_no_elements(tmp_path, syntax):
     assert np.abs(np.asarray(record.images[0](), dtype=float) - GRADIENT / 4095 * 255).max() <= 0.51 and time.process_time() - begun < 1
 
 
+def test_a_deflated_file_that_would_fill_the_memory_is_refused(tmp_path):
+    made = dataset(GRADIENT.astype(np.uint16))
+    made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    whole = save(made, tmp_path / "x.dcm").read_bytes()
+    start = 144 + dcmread(tmp_path / "x.dcm").file_meta.FileMetaInformationGroupLength
+    stretch = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    begun = stretch.compress(zlib.decompress(whole[start:], -zlib.MAX_WBITS)) + stretch.flush(zlib.Z_FULL_FLUSH)
+    zeros = stretch.compress(bytes(2**20)) + stretch.flush(zlib.Z_FULL_FLUSH)
+    (tmp_path / "x.dcm").write_bytes(whole[:start] + begun + 2**10 * zeros + stretch.flush())
+    tracemalloc.start()
+    outcomes = [(r.reason, "deflated" in r.detail) for r in records(tmp_path / "x.dcm")]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert outcomes == [("too-large", True)] and most < 2**28
+
+
 def test_noise_never_raises(tmp_path):
     whole, rng = bytearray(save(dataset(GRADIENT.astype(np.uint16)), tmp_path / "x.dcm").read_bytes()), np.random.default_rng(0)
     for _ in range(40):
