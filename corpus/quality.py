@@ -52,8 +52,8 @@ def _examine(record: Record, params: QualityParams, salt: bytes, measuring: Meas
     license = vocabulary.license_id(record.license, params.licenses)
     if license is None:
         named = str(record.license or "").strip()
-        told = f"licence {named}" if _KNOWN_LICENCE.fullmatch(named) else "its licence is not on the allow-list of corpus.quality.licenses"
-        return reject("licence-not-allowed", told) if named else reject("no-licence", "the record names no licence")
+        told = f"licence {named}" if _KNOWN_LICENCE.fullmatch(named) else "its licence"
+        return reject("licence-not-allowed", f"{told} is none of {', '.join(params.licenses)} (corpus.quality.licenses in params)") if named else reject("no-licence", "the record names no licence")
     modality = vocabulary.modality(record.modality)
     if modality is None:
         return reject("unknown-modality", f"its modality is none of {', '.join(vocabulary.MODALITIES)}")

@@ -1,6 +1,7 @@
 """The words the corpus agrees on: modalities, splits and licences, and the spellings met for each."""
 
 import re
+from functools import lru_cache
 
 UNIMED_MODALITIES = ("CFP", "CXR", "CT", "Histopathology", "MRI", "OCT", "Ultrasound", "Endoscopy")
 EXTRA_MODALITIES = ("X-ray", "Dermoscopy", "Microscopy")
@@ -41,6 +42,23 @@ LICENSES = (
 
 
 def _lookup(aliases: dict[str, tuple[str, ...]]) -> dict[str, str]:
+# How licences are called beside their identifiers: words for words, and words that tell nothing.
+_LICENSE_WORDS = (
+    (r"https?://(www\.)?creativecommons\.org/licenses/([a-z-]+)/(\d\.\d)(/(deed|legalcode).*)?/?", r"cc \2 \3"),
+    (r"https?://(www\.)?creativecommons\.org/publicdomain/zero/1\.0(/(deed|legalcode).*)?/?", "cc0 1.0"),
+    (r"https?://(www\.)?opensource\.org/licen[cs]es?/([a-z0-9.-]+)/?", r"\2"),
+    (r"https?://(www\.)?apache\.org/licenses/license-2\.0(\.txt|\.html)?", "apache 2.0"),
+    (r"creative commons zero|cc zero", "cc0"),
+    (r"open data commons", "odc"),
+    (r"creative commons", "cc"),
+    (r"attribution", "by"),
+    (r"non[ -]?commercial", "nc"),
+    (r"share[ -]?alike", "sa"),
+    (r"no[ -]?deriv(ative)?s", "nd"),
+    (r"public domain dedication and licen[cs]e|public domain dedication|licen[cs]e[ds]?|\b(the|version|international|unported|universal|new|or|revised|simplified)\b", " "),
+)
+# Of these there is one version.
+_ONLY_VERSION = {("cc0",): ("1.0", "cc0"), ("by", "odc"): ("1.0", "by", "odc"), ("pddl",): ("1.0", "pddl")}
     return {spelling.casefold(): name for name, others in aliases.items() for spelling in (name, *others)}
 
 
@@ -60,9 +78,24 @@ def split(name: object) -> str | None:
 
 
 def license_id(name: object, allowed: tuple[str, ...]) -> str | None:
-    """The allowed licence meant by a spelling such as "CC BY 4.0", or None."""
-    wanted = _plain(name).replace(" ", "-")
-    return next((known for known in allowed if _plain(known).replace(" ", "-") == wanted), None)
+    """The allowed licence meant by a spelling such as "CC BY 4.0", "MIT License" or its address, or None."""
+    title, inner = re.fullmatch(r"(.*?)(?:\((.*)\)(?: *public domain dedication)?)?", _plain(name)).groups()
+    wanted = _license_words(title)
+    # A title with its short form: the same licence twice, or it is two.
+    if inner and _license_words(inner) not in (wanted, tuple(sorted((*wanted, "cc")))):
+        return None
+    wanted = _license_words(inner) if inner else wanted
+    return next((known for known in allowed if _license_words(_plain(known)) == wanted), None) if wanted else None
+
+
+@lru_cache(maxsize=1024)
+def _license_words(plain: str) -> tuple[str, ...]:
+    for spelling, word in _LICENSE_WORDS:
+        plain = re.sub(spelling, word, plain)
+    # 4, v4 and 4.0 are one version.
+    words = [re.sub(r"^v?(\d+)(\.\d+)?$", lambda number: number[1] + (number[2] or ".0"), word) for word in re.findall(r"\w+(?:\.\w+)*", plain)]
+    found = tuple(sorted(words))
+    return _ONLY_VERSION.get(found, found)
 
 
 def _plain(name: object) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from corpus import intake, quality, shards
+from corpus import intake, quality, shards, vocabulary
 from corpus.params import CorpusParams, QualityParams
 from corpus.readers import records
 from corpus.readers.pictures import PictureBytes
@@ -274,7 +274,7 @@ def test_texts_that_are_too_long_are_left_out_and_counted():
     assert sample.turns == [turns[1]] and sample.labels == {"questions": [{"qid": 2}], "texts_left_out": 2}
 
 
-@pytest.mark.parametrize("field, detail", [("license", "not on the allow-list"), ("modality", "none of CFP"), ("split", "none of train")])
+@pytest.mark.parametrize("field, detail", [("license", "its licence is none of CC0-1.0, "), ("modality", "none of CFP"), ("split", "none of train")])
 @pytest.mark.parametrize("said", ["JaneDoe", ["CT", "JaneDoe"], {"JaneDoe": 1}])
 def test_a_reason_does_not_repeat_what_the_record_says(field, detail, said):
     outcome = quality.examine(record(0, **{field: said}), QualityParams(), SALT)
@@ -282,7 +282,25 @@ def test_a_reason_does_not_repeat_what_the_record_says(field, detail, said):
 
 
 def test_a_licence_that_is_not_allowed_is_named_where_it_is_a_known_one():
-    assert quality.examine(record(0, license="CC BY-NC 4.0"), QualityParams(), SALT).detail == "licence CC BY-NC 4.0"
+    assert quality.examine(record(0, license="CC BY-NC 4.0"), QualityParams(), SALT).detail.startswith("licence CC BY-NC 4.0 is none of CC0-1.0, ")
+
+
+@pytest.mark.parametrize(
+    "written, meant",
+    {
+        "MIT License": "MIT", "The MIT License (MIT)": "MIT", "https://opensource.org/licenses/MIT": "MIT",
+        "CC BY 4.0": "CC-BY-4.0", "cc-by-4.0": "CC-BY-4.0", "CC_BY_4": "CC-BY-4.0", "Creative Commons Attribution 4.0 International (CC BY 4.0)": "CC-BY-4.0",
+        "http://creativecommons.org/licenses/by-sa/4.0/legalcode": "CC-BY-SA-4.0", "Creative Commons Attribution-ShareAlike 3.0 Unported License": "CC-BY-SA-3.0",
+        "CC0": "CC0-1.0", "CC0 1.0 Universal (CC0 1.0) Public Domain Dedication": "CC0-1.0", "https://creativecommons.org/publicdomain/zero/1.0/": "CC0-1.0",
+        "Apache License, Version 2.0": "Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0": "Apache-2.0", '3-clause BSD "New" License': "BSD-3-Clause", "odc-by": "ODC-BY-1.0",
+        "CC BY": None, "CC BY-NC 4.0": None, "CC BY 3.0 US": None, "https://creativecommons.org/licenses/by/3.0/us/": None, "BSD": None, "MIT No Attribution": None,
+        "CC BY 4.0 or MIT": None, "CC BY 4.0 (labels), CC BY-NC 4.0 (images)": None, "CC BY 4.0 (except logos)": None, "the license": None,
+    }.items(),
+)
+def test_a_licence_is_known_by_its_published_spellings(written, meant):
+    """But for what leaves a doubt, such as a licence without its version, or two."""
+    assert vocabulary.license_id(written, vocabulary.LICENSES) == meant
+    assert vocabulary.license_id("CC BY-NC-SA 4.0", ("CC-BY-NC-SA-4.0",))
 
 
 def test_params_may_spell_modalities_and_licences_as_people_do():
