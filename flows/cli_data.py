@@ -14,7 +14,7 @@ app = typer.Typer(help="Corpus sources and releases.", no_args_is_help=True)
 
 @app.command("add")
 def data_add(
-    path: Annotated[Path, typer.Argument(help="A file or folder; docs/data.md tells what is read of each format.")],
+    path: Annotated[Path, typer.Argument(parser=console.place, metavar="PATH", help="A file or folder; docs/data.md tells what is read of each format.")],
     name: Annotated[str | None, typer.Option(help="Source name; the folder's by default.")] = None,
     format: Annotated[str, typer.Option(help=f"auto (each file by the reader that recognises it), {', '.join(FORMATS)}.")] = "auto",
     license: Annotated[str | None, typer.Option(help="Licence, where the files name none.")] = None,
@@ -22,7 +22,7 @@ def data_add(
     attribution: Annotated[str, typer.Option(help="Whom to name, where the files name nobody.")] = "",
     split: Annotated[str | None, typer.Option(help="train, val or test, where the files name none.")] = None,
     columns: Annotated[list[str] | None, typer.Option(help="our=theirs: a Parquet table's name of a column; may be given again.")] = None,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; the file's own by default.")] = None,
+    image_root: Annotated[Path | None, typer.Option(parser=console.place, metavar="DIR", help="Folder that picture paths start from; the file's own by default.")] = None,
     replace: Annotated[bool, typer.Option(help="Put it in the stead of a source of this name that was taken in from elsewhere.")] = False,
     empty: Annotated[bool, typer.Option(help="Take it in though nothing is found any more of a source that had records.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Cores of the cluster that examine the records; 0 for all, 1 for this process alone.")] = 0,
@@ -129,7 +129,7 @@ def data_review(
     size: Annotated[int, typer.Option(min=1, help="Cases of the queue.")] = 200,
     release: Annotated[str | None, typer.Option(help="A release's tag; the newest by default.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="Tell what waits, and ask nothing.")] = False,
-    pictures: Annotated[Path | None, typer.Option(help="Where to write the pictures; they may name patients. A folder that is deleted in the end, by default.")] = None,
+    pictures: Annotated[Path | None, typer.Option(parser=console.place, metavar="DIR", help="Where to write the pictures; they may name patients. A folder that is deleted in the end, by default.")] = None,
     json: Json = False,
 ) -> None:
     """Accept or reject what quality control is not sure of, and a sample of what it kept. It takes effect at the next release."""

@@ -65,6 +65,13 @@ def fail(message: str, code: int = FAILED) -> typer.Exit:
     return typer.Exit(code)
 
 
+def place(given: str) -> Path:
+    """Parser of a path: an empty one, as of a variable that a script did not fill in, would be the current folder."""
+    if not given:
+        raise typer.BadParameter("a path is not empty")
+    return Path(given)
+
+
 def file_to_write(path: Path | None) -> Path | None:
     """Callback of an option: refuse what cannot be written before anything is made for it."""
     if path and (path.is_dir() or not path.parent.is_dir()):

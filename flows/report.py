@@ -62,10 +62,10 @@ def find_release(tag: str | None) -> dict:
     from flows.releases import all_releases
     from infra.store import corpus_store
 
-    wanted = f"corpus/{tag.removeprefix('corpus/')}" if tag else None
+    wanted = None if tag is None else f"corpus/{tag.removeprefix('corpus/')}"
     found = [r for r in all_releases(corpus_store()) if wanted in (None, r["tag"])]
     if not found:
-        raise LookupError(f"no release {tag or 'yet'}; `unimed data list` shows what there is, `unimed data release` makes one")
+        raise LookupError(f"no release {'yet' if tag is None else tag or 'of an empty name'}; `unimed data list` shows what there is, `unimed data release` makes one")
     return found[-1]
 
 

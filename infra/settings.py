@@ -33,7 +33,8 @@ QUIET = {
 class Settings(BaseSettings):
     """Addresses and credentials; never what to do (that is `params.yaml`)."""
 
-    model_config = SettingsConfigDict(env_prefix="UNIMED_", env_file=".env", extra="ignore")
+    # An empty variable is one that a script did not fill in; as a folder it would be the current one.
+    model_config = SettingsConfigDict(env_prefix="UNIMED_", env_file=".env", env_ignore_empty=True, extra="ignore")
 
     state_dir: Path = REPO / ".unimed"
     repo_dir: Path = REPO

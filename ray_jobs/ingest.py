@@ -112,8 +112,9 @@ def source_name(given: str | None, path: Path) -> str:
     Raises:
         BadSourceName: it is a built-in source's, or holds more than letters, digits, `.`, `_` and `-`.
     """
-    name = (given or (path.name if path.is_dir() else path.parent.name)).lower().replace(" ", "-")
-    if not given:
+    name = (path.name if path.is_dir() else path.parent.name) if given is None else given
+    name = name.lower().replace(" ", "-")
+    if given is None:
         name = re.sub(r"[^\w.]+", "-", name).strip("-.")[:LONGEST_NAME] or "source"
     if len(name) > LONGEST_NAME or not re.fullmatch(r"\w[\w.-]*", name):
         raise BadSourceName(f"{name!r} is no name for a source: up to {LONGEST_NAME} letters, digits, `.`, `_` and `-`, and a letter or digit first")

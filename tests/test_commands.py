@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from infra.settings import REPO, Settings
 from model.curriculum import StageParams
 from ray_jobs.params import Params, ParamsError, find_profile, load_params
 
@@ -137,6 +138,13 @@ def unimed(monkeypatch, *arguments: str) -> int:
     with pytest.raises(SystemExit) as ended:
         cli.main()
     return ended.value.code
+
+
+def test_an_empty_variable_is_not_the_current_folder(monkeypatch):
+    for name in ("UNIMED_STATE_DIR", "UNIMED_PARAMS_FILE", "UNIMED_REPO_DIR"):
+        monkeypatch.setenv(name, "")
+    settings = Settings()
+    assert (settings.state_dir, settings.params_file, settings.repo_dir) == (REPO / ".unimed", REPO / "params.yaml", REPO)
 
 
 @pytest.mark.parametrize("hours", ["nan", "inf", "1e12", "0", "-5"])

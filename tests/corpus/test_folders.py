@@ -181,7 +181,7 @@ def test_names_of_sources(tmp_path):
     assert source_name("Ward 7", tmp_path) == "ward-7"
     for bad in ("team/ok", "../../x", ".", "-x", "", "x" * 200, "unimed-mini"):
         with pytest.raises(BadSourceName):
-            source_name(bad or " ", tmp_path)
+            source_name(bad, tmp_path)
 
 
 def test_a_record_may_name_any_source(tmp_path):

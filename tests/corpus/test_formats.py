@@ -187,6 +187,12 @@ def test_the_command_line_tells_what_is_wrong(tmp_path, arguments, told):
     assert done.returncode == 2 and told in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("arguments", [["add", ""], ["add", ".", "--image-root", ""], ["review", "--pictures", ""]])
+def test_an_empty_path_is_not_the_current_folder(arguments):
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "data", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and "a path is not empty" in done.stderr
+
+
 def test_help_lists_the_formats():
     told = subprocess.run([sys.executable, "-m", "flows.cli", "data", "add", "--help"], capture_output=True, text=True, env={"COLUMNS": "200"}).stdout
     assert all(name in told for name in ("gmai-mmbench", "dicom", "image-folder", "--columns", "--image-root", "--license"))

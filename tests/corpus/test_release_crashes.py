@@ -225,7 +225,7 @@ def unimed(monkeypatch, capfd):
 def test_whatever_a_release_lacks_is_told(clinic, unimed):
     record, store = all_releases(corpus_store())[-1], corpus_store()
     listed = json.loads(store.get(object_key(record["dvc_hash"])))
-    assert unimed("verify", "--json")[0] == 0
+    assert unimed("verify", "--json")[0] == 0 and unimed("verify", "")[0] == 1
     beside = {entry["relpath"]: object_key(entry["md5"]) for entry in listed if "/" not in entry["relpath"]} | {record["data_docs_key"]: record["data_docs_key"], "list of files": object_key(record["dvc_hash"])}
     assert len(beside) == 8
     for path, key in beside.items():
