@@ -113,6 +113,8 @@ def build(
             parts, aside = parts + found, aside + rejected
             on_step(f"{source['name']}: {sum(len(part.table) for part in found)} samples, {len(rejected)} kept aside")
     table = index.join([part.table for part in parts])
+    if strange := sorted(params.quality.alignment.keep_share.keys() - {"*"} - _counted(table, "source").keys()):
+        on_step(f"corpus.quality.alignment.keep_share names {', '.join(strange)}, which is the source of no sample; these are: {', '.join(_counted(table, 'source'))}")
     settled = settle(table, params.quality.near_distance, decisions.rows(table, accepted=True))
     scores = alignment.measure(table, {part.name: part.entry["key"] for part in parts}, params.quality.alignment, scorer, store)
     checked = content.check(table, settled.kept, params.quality, decisions, scores)

@@ -94,6 +94,12 @@ def test_a_source_that_nobody_named_costs_nothing(s3, tmp_path):
         alignment.AlignmentParams(keep_share={"a": 0})
 
 
+def test_a_share_of_a_source_that_is_none_is_told(s3, tmp_path):
+    taken, told = take_in("whole", map(record, range(40))), []
+    release.build([entry(taken)], tmp_path, with_alignment(keep_share={"*": 1.0, "Made": 0.5}), corpus_store(), SALT, told.append, scorer=Words)
+    assert [line for line in told if "keep_share" in line] == ["corpus.quality.alignment.keep_share names Made, which is the source of no sample; these are: made"]
+
+
 def test_one_caption_on_very_many_pictures_is_told(s3, tmp_path):
     params = PARAMS.model_copy(update={"quality": PARAMS.quality.model_copy(update={"same_caption": 20})})
     taken = take_in("parrot", [record(n, source="parrot", caption="CT image of the chest." if n < 30 else f"CT number {n}.") for n in range(60)])
