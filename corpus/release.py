@@ -24,12 +24,12 @@ from corpus.readers import package_images
 from corpus.record import Rejection
 from corpus.sample import Sample
 from corpus.settle import settle
+from corpus.vocabulary import BUILT_IN
 from infra.records import digest, read_yaml, source_fingerprint, write_atomic, write_json_atomic
 from infra.store import MissingObject, ObjectStore
 
 CARD, QUARANTINE, VALIDATION, REMOVED = "card.json", "quarantine.parquet", "validation.json", "removed.json"
 DOUBTS, ALIGNMENT = "doubts.parquet", "alignment.parquet"
-BUILT_IN = ("unimed-mini", "package-images")
 # Objects that are fetched at once; as many shards are in memory.
 AT_ONCE = 4
 

@@ -1,4 +1,4 @@
-"""The words the corpus agrees on: modalities, splits and licences, and the spellings met for each."""
+"""The words the corpus agrees on: modalities, splits and licences, the spellings met for each, and names of built-in sources."""
 
 import re
 from functools import lru_cache
@@ -24,6 +24,9 @@ _SPLIT_ALIASES = {"train": ("training",), "val": ("validation", "validate", "val
 # "test set", "trainset", "test-a"; not "test tube".
 _PART = re.compile(r"([a-z]+?)([ -]?(set|data|images?|split)|[ -][a-z0-9])")
 
+# Names that no source from outside may have.
+BUILT_IN = ("unimed-mini", "package-images")
+
 LICENSES = (
     "CC0-1.0",
     "CC-BY-3.0",
@@ -39,9 +42,6 @@ LICENSES = (
     "ICBM-MNI-permissive",
     "public-domain",
 )
-
-
-def _lookup(aliases: dict[str, tuple[str, ...]]) -> dict[str, str]:
 # How licences are called beside their identifiers: words for words, and words that tell nothing.
 _LICENSE_WORDS = (
     (r"https?://(www\.)?creativecommons\.org/licenses/([a-z-]+)/(\d\.\d)(/(deed|legalcode).*)?/?", r"cc \2 \3"),
@@ -59,6 +59,9 @@ _LICENSE_WORDS = (
 )
 # Of these there is one version.
 _ONLY_VERSION = {("cc0",): ("1.0", "cc0"), ("by", "odc"): ("1.0", "by", "odc"), ("pddl",): ("1.0", "pddl")}
+
+
+def _lookup(aliases: dict[str, tuple[str, ...]]) -> dict[str, str]:
     return {spelling.casefold(): name for name, others in aliases.items() for spelling in (name, *others)}
 
 

@@ -118,7 +118,7 @@ def source_name(given: str | None, path: Path) -> str:
         name = re.sub(r"[^\w.]+", "-", name).strip("-.")[:LONGEST_NAME] or "source"
     if len(name) > LONGEST_NAME or not re.fullmatch(r"\w[\w.-]*", name):
         raise BadSourceName(f"{name!r} is no name for a source: up to {LONGEST_NAME} letters, digits, `.`, `_` and `-`, and a letter or digit first")
-    if name in release.BUILT_IN:
+    if name in vocabulary.BUILT_IN:
         raise BadSourceName(f"{name!r} is a built-in source; give this one another name (--name)")
     return name
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from corpus import vocabulary
 from corpus.readers import textfiles, tree
 from corpus.readers.fields import MALFORMED, NotARecord, damaged, identifier, malformed, shown, text, turn
 from corpus.readers.pictures import PictureFile
@@ -76,6 +77,9 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
         picture = fields["image"]
         if not isinstance(picture, str):
             raise NotARecord("no picture: `image` is not a path")
+        named = text(fields.get("source")) or source.name
+        if named.casefold() in vocabulary.BUILT_IN:
+            raise NotARecord("its `source` is the name of a built-in one")
         key = identifier(fields.get("id")) or picture
         questions = fields.get("qa") or []
         spoken = [q for q in questions if (q.get("lang") or "en") in source.languages]
@@ -92,7 +96,7 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
             turns=turns,
             labels=(fields.get("labels") or {}) | (damaged(fields) if "\ufffd" in line or "\\u" in line else {}),
             left_out=len(questions) - len(turns),
-            **said | {"source": text(fields.get("source")) or source.name},
+            **said | {"source": named},
         )
     except MALFORMED as error:
         return malformed(source, where, error)

@@ -19,6 +19,7 @@ from corpus.sample import Sample
 from infra.store import corpus_store
 from ray_jobs.ingest import BadSourceName, UnknownTerm, add_source, source_name
 from tests.corpus import dicom_table, layouts
+from tests.corpus.taking_in import take_in
 
 SAID = {"modality": "CXR", "license": "CC0-1.0"}
 
@@ -188,3 +189,12 @@ def test_a_record_may_name_any_source(tmp_path):
     sample = Sample("a#t", "text", "CT", "../../Else where", "CC0-1.0", "", "train", "p", parts=())
     shard = shards.make(sample.source, [(sample, 0)], ShardParams())
     assert shard.name.startswith("Else where/") and next(shards.unpack(shard.data)).source == "../../Else where"
+
+
+@pytest.mark.parametrize("name", ["unimed-mini", "Package-Images"])
+def test_a_record_may_not_name_a_built_in_source(tmp_path, name):
+    layouts.save(0, tmp_path / "a.png")
+    line = {"image": "a.png", "caption": "A slide.", "modality": "CT", "license": "MIT"}
+    layouts.jsonl([line | {"source": name}, line], tmp_path / "records.jsonl")
+    taken = take_in(formats, Source(tmp_path, "s"))
+    assert [s.source for s in taken.samples] == ["s"] and [(r.where, r.reason, "built-in" in r.detail) for r in taken.aside] == [("records.jsonl:1", "malformed-record", True)]
