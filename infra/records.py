@@ -1,5 +1,6 @@
 """Small JSON records that name content by hash: the hand-over between any two steps."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+
+# The disk is full, or what a user may write on it is, or as long as one file may be.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def canonical(obj: object) -> bytes:
@@ -34,7 +38,11 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o644) -> None:
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """An empty file beside the target to write into; it takes the target's place in the end, or goes if that is not reached."""
+    """An empty file beside the target to write into; it takes the target's place in the end, or goes if that is not reached.
+
+    Raises:
+        OSError: the disk is full, say; it names the target, as Python names no file that it could open but not write.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -42,8 +50,10 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
         yield Path(name)
         os.chmod(name, mode)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM and not error.filename:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

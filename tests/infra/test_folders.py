@@ -1,11 +1,13 @@
 """Folders that a machine's processes fill: one process at a time, and nothing of one that was killed stays."""
 
+import resource
 import subprocess
 import sys
 
 import pytest
 
 from infra.folders import brought, passing
+from infra.records import write_atomic
 
 ENTER = "import sys; from pathlib import Path; from infra.folders import passing\nwith passing(Path(sys.argv[1])) as folder: (folder / 'theirs').touch(); print('in', flush=True); sys.stdin.read()"
 
@@ -34,3 +36,14 @@ def test_what_a_killed_process_has_left_goes(tmp_path):
     assert (tmp_path / ".x" / "theirs").exists()
     assert [path.name for path in brought(tmp_path / "x", lambda folder: (folder / "mine").touch()).iterdir()] == ["mine"]
     assert not (tmp_path / ".x").exists()
+
+
+def test_where_there_is_no_room_is_told(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="large.*shard.parquet"):
+            write_atomic(tmp_path / "shard.parquet", bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
