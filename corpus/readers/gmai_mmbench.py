@@ -26,7 +26,7 @@ _LONGEST = 1000
 def recognises(path: Path) -> bool:
     """A .tsv or .tsv.gz file whose header has GMAI-MMBench's columns."""
     header = textfiles.head(path).partition("\n")[0].split("\t") if _is_named(path) else []
-    return _NEEDED | {"l2-category"} <= {name.strip() for name in header}
+    return _NEEDED | {"l2-category"} <= {name.strip().strip('"').strip() for name in header}
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:

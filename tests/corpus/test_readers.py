@@ -1,5 +1,6 @@
 """Each reader over files in its published layout."""
 
+import csv
 import gzip
 import json
 
@@ -217,6 +218,15 @@ def test_gmai_mmbench_with_an_answer_that_is_no_option(tmp_path):
 
 def test_med_mnist_tells_an_altered_mirror(tmp_path):
     records, aside = read(layouts.med_mnist(tmp_path / "pneumoniamnist_64.npz"), "med-mnist")
+def test_gmai_mmbench_with_every_cell_in_quotation_marks(tmp_path):
+    rows = [layouts.gmai_row(0, 11), layouts.gmai_row(1, 12, "A")]
+    with open(tmp_path / "VAL.tsv", "w", newline="") as stream:
+        writer = csv.writer(stream, delimiter="\t", quoting=csv.QUOTE_ALL)
+        writer.writerows([list(rows[0]), *(row.values() for row in rows)])
+    records, _ = read(tmp_path, "auto")
+    assert [r.turns[0].answer for r in records] == ["kidney", "liver"]
+
+
     assert [r.reason for r in aside] == ["altered-mirror"] * 3 and "3 train images where PneumoniaMNIST has 4,708" in aside[0].detail
     assert [r.split for r in records] == ["train"] * 3 + ["val"] * 2 + ["test"] * 2
     assert records[1].turns == (Turn("What is the diagnosis? One of: normal; pneumonia.", "pneumonia", "CLOSED"),)
