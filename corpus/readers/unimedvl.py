@@ -16,6 +16,8 @@ from corpus.sample import Turn
 
 FIELDS = ("main_task_type", "sub_task_type", "modality", "dataset", "input_img", "output_img", "message")
 _DRAWING = ("generation", "t2i", "text-to-image")
+# How the two who speak are called, beside the published human and gpt.
+_ALSO_CALLED = {"user": "human", "assistant": "gpt"}
 # Where a picture stands among the words.
 _MARK = "<image>"
 
@@ -73,7 +75,12 @@ def _draws(task: str, message: object) -> bool:
 
 
 def _spoken(message: object) -> list[tuple[str, object]]:
-    return [(m["from"], m["value"]) for m in (parsed(message) if isinstance(message, str) else message or [])]
+    return [(_speaker(m["from"]), m["value"]) for m in (parsed(message) if isinstance(message, str) else message or [])]
+
+
+def _speaker(name: object) -> str:
+    called = words(name).strip().casefold()
+    return _ALSO_CALLED.get(called, called)
 
 
 def _turns(message: object) -> list[Turn]:

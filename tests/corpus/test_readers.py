@@ -74,6 +74,13 @@ def test_an_input_that_another_task_than_generation_asks_about_is_not_to_be_draw
     assert record.turns == (() if drawn else (Turn("Write a report.", "A slide of the colon.", "OPEN"),))
 
 
+@pytest.mark.parametrize("human, model", [("Human", "GPT"), ("user", "assistant")])
+def test_those_who_speak_may_be_called_otherwise(tmp_path, human, model):
+    said = [{"from": "system", "value": "You are a radiologist."}, {"from": human, "value": "<image>\nWhich organ?"}, {"from": model, "value": "The liver"}]
+    (record,), _ = read(layouts.jsonl([{"input_img": [{"path": "a.png"}], "message": said}], tmp_path / "rows.jsonl"), "unimedvl-jsonl")
+    assert [(t.question, t.answer) for t in record.turns] == [("Which organ?", "The liver")]
+
+
 @pytest.mark.parametrize("inputs", [[], [{"path": "0.png"}]])
 def test_further_turns_of_a_picture_to_draw_are_counted(tmp_path, inputs):
     row = {"input_img": inputs, "output_img": [{"path": "1.png"}], "message": layouts.talk("Draw a slide.", "Here.", "Is it stained?", "Yes.")}
@@ -211,13 +218,6 @@ def test_gmai_mmbench(tmp_path):
     assert unanswered.labels["questions"] == [] and unanswered.left_out == 1
 
 
-def test_gmai_mmbench_with_an_answer_that_is_no_option(tmp_path):
-    records, aside = read(layouts.gmai(tmp_path / "x.tsv", [layouts.gmai_row(0, 1, "E"), layouts.gmai_row(1, 2)]), "gmai-mmbench")
-    assert len(records) == 1 and aside[0].reason == "malformed-record" and aside[0].where == "x.tsv:0" and "none of the options" in aside[0].detail
-
-
-def test_med_mnist_tells_an_altered_mirror(tmp_path):
-    records, aside = read(layouts.med_mnist(tmp_path / "pneumoniamnist_64.npz"), "med-mnist")
 def test_gmai_mmbench_with_every_cell_in_quotation_marks(tmp_path):
     rows = [layouts.gmai_row(0, 11), layouts.gmai_row(1, 12, "A")]
     with open(tmp_path / "VAL.tsv", "w", newline="") as stream:
@@ -227,6 +227,13 @@ def test_gmai_mmbench_with_every_cell_in_quotation_marks(tmp_path):
     assert [r.turns[0].answer for r in records] == ["kidney", "liver"]
 
 
+def test_gmai_mmbench_with_an_answer_that_is_no_option(tmp_path):
+    records, aside = read(layouts.gmai(tmp_path / "x.tsv", [layouts.gmai_row(0, 1, "E"), layouts.gmai_row(1, 2)]), "gmai-mmbench")
+    assert len(records) == 1 and aside[0].reason == "malformed-record" and aside[0].where == "x.tsv:0" and "none of the options" in aside[0].detail
+
+
+def test_med_mnist_tells_an_altered_mirror(tmp_path):
+    records, aside = read(layouts.med_mnist(tmp_path / "pneumoniamnist_64.npz"), "med-mnist")
     assert [r.reason for r in aside] == ["altered-mirror"] * 3 and "3 train images where PneumoniaMNIST has 4,708" in aside[0].detail
     assert [r.split for r in records] == ["train"] * 3 + ["val"] * 2 + ["test"] * 2
     assert records[1].turns == (Turn("What is the diagnosis? One of: normal; pneumonia.", "pneumonia", "CLOSED"),)
