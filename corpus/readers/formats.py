@@ -14,7 +14,7 @@ from corpus.readers import FORMATS, image_folder, omni_med_vqa, parquet, textfil
 from corpus.readers.files import unnamed
 from corpus.readers.pictures import SUFFIXES, PictureFile
 from corpus.readers.source import Source
-from corpus.record import Record, Rejection
+from corpus.record import Record, Rejection, Unreadable
 
 AUTO = "auto"
 # Formats whose files never name a picture of another file.
@@ -80,7 +80,7 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
     """First the files that name pictures or hold them, then the pictures that none of them named.
 
     Those that a damaged file may have named are kept aside: what it said of them, its split above all, is not known. So are
-    those that lie among scans: the folder's name is no label, as it may be a person's.
+    those beneath a file of whose pictures none is where it says; and those that lie among scans: the folder's name is no label, as it may be a person's.
     """
     claimed: set[str] = set()
     doubtful: set[str] = set()
@@ -101,14 +101,16 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
                 doubtful.add(os.path.abspath(source.image_root or file.parent))
             unknown += [] if source.path.is_dir() and _AUXILIARY.search(file.name) else [file]
             continue
-        found, damaged, holds = True, False, format in _HOLDING
+        found, damaged, holds, missing = True, False, format in _HOLDING, None
         for item in reader(format).read(replace(source, path=file, root=source.path if source.path.is_dir() else None)):
             named = _named(item)
             claimed |= _folders(named)
+            if named and missing is not False:
+                missing = not any(map(_is_there, named))
             damaged |= isinstance(item, Rejection)
             holds |= isinstance(item, Record) and bool(item.images) and not named
             yield item
-        if damaged and not holds:
+        if (damaged and not holds) or missing:
             doubtful.add(os.path.abspath(_pictures_of(file, format, source)))
     for number, refused in enumerate(closed, start=1):
         yield replace(refused, where=f"file {number} of {len(closed)} that may not be read") if scans.may_name(source.path / refused.where) else refused
@@ -124,7 +126,7 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
             if scans.are_near(file):
                 yield Rejection(source.name, unnamed(file), "unnamed-picture", "no file names it, and among DICOM or NIfTI files its own name and its folder's may be a person's")
             elif beneath_damage:
-                yield Rejection(source.name, source.place(file), "unnamed-picture", "no file names it, but one that may is damaged")
+                yield Rejection(source.name, source.place(file), "unnamed-picture", "no file names it, but one that may is damaged, or names pictures that are elsewhere")
             else:
                 yield from image_folder.read_picture(file, source)
     if not (found or unknown):
@@ -138,6 +140,13 @@ def _is_picture(name: str) -> bool:
 def _named(item: Record | Rejection) -> list[PictureFile]:
     """The pictures that a record names rather than holds."""
     return [opener for opener in (*item.images, item.target) if isinstance(opener, PictureFile)] if isinstance(item, Record) else []
+
+
+def _is_there(opener: PictureFile) -> bool:
+    try:
+        return bool(opener.path())
+    except Unreadable:
+        return False
 
 
 def _pictures_of(file: Path, format: str, source: Source) -> Path:

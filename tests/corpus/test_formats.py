@@ -282,6 +282,18 @@ def test_pictures_beside_a_parquet_table_that_lost_its_end_are_no_image_folder(t
     assert {(r.where, r.reason) for r in aside if r.where.startswith("mine")} == {("mine/rows.parquet", "unknown-format"), ("mine/test/x.png", "unnamed-picture")}
 
 
+def test_pictures_that_lie_elsewhere_than_their_file_says_are_no_image_folder(tmp_path):
+    """They would be taken in as pictures to train on, called after their folder."""
+    layouts.vqa_rad(tmp_path / "rad")
+    (tmp_path / "rad" / "VQA_RAD Image Folder").rename(tmp_path / "rad" / "Pictures of VQA-RAD")
+    layouts.slake(tmp_path / "slake")
+    (tmp_path / "slake" / "imgs").rename(tmp_path / "slake" / "pictures")
+    layouts.image_folder(tmp_path / "others")
+    records, aside = read(tmp_path)
+    assert {r.where.split("/")[0] for r in records if not r.where.count(":")} == {"others"}
+    assert Counter(r.where.split("/")[0] for r in aside if r.reason == "unnamed-picture") == {"rad": 2, "slake": 6}
+
+
 def test_many_damaged_files_beside_many_pictures_take_no_longer_each(tmp_path):
     def seconds() -> float:
         begun = time.process_time()
