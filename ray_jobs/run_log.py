@@ -41,9 +41,12 @@ class RunLog:
     """The pen of one rank. A thread writes behind it: no call waits for the store or raises.
 
     While the store is silent, up to `capacity` entries (an entry: a call of a method) are kept and tried again.
+
+    Args:
+        since: the stamp that this start's begin with, the same for all ranks (`next_stamp`); by this machine's clock if None.
     """
 
-    def __init__(self, run: str, store: ObjectStore | None = None, capacity: int = CAPACITY):
+    def __init__(self, run: str, store: ObjectStore | None = None, capacity: int = CAPACITY, since: int | None = None):
         self.run, self.store, self.lost = run, store or log_store(), 0
         self._tracker: tracker.Tracker | None = None
         self._entries: queue.Queue[Callable[[], None]] = queue.Queue(capacity)
@@ -52,6 +55,7 @@ class RunLog:
         self._todo: dict[str, tuple[float, Callable[[], None]]] = {}
         self._flushed: list[threading.Event] = []
         self._stamp, self._stamping = 0, threading.Lock()
+        self._ahead = (time.time_ns() if since is None else since) - time.monotonic_ns()
         self._ends_at: float | None = None
         self._trouble = ""
         self._thread = threading.Thread(target=self._work, daemon=True, name="run-log")
@@ -114,7 +118,7 @@ class RunLog:
 
     def _recorded(self) -> int:
         with self._stamping:
-            self._stamp = max(self._stamp + 1, time.time_ns())
+            self._stamp = max(self._stamp + 1, self._ahead + time.monotonic_ns())
             return self._stamp
 
     def _write_soon(self, key: str, write: Callable[[], object], within_s: float) -> None:
@@ -194,6 +198,12 @@ class RunLog:
         self.lost += 1
         if self.lost == 1:
             _tell(f"run log of {self.run}: an entry is lost, {why}; closing tells how many were")
+
+
+def next_stamp(run: str, store: ObjectStore | None = None) -> int:
+    """A stamp for the next start of a run: now, or later where the clock was ahead when something was recorded before."""
+    store = store or log_store()
+    return max(time.time_ns(), *(run_parts.newest_recorded(store, run, table) + 1 for table in ("metrics", "events")))
 
 
 def _stamped(rows: list[dict], stamp: int) -> list[dict]:

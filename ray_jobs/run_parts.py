@@ -9,6 +9,7 @@ later supersede.
 import io
 import os
 import time
+from contextlib import suppress
 
 from infra.store import CorruptObject, ObjectStore
 
@@ -58,6 +59,15 @@ def read_newest(store: ObjectStore, run: str, table: str):
 def read_step(store: ObjectStore, run: str, table: str, step: int):
     """Rows of one step."""
     return _read(store, [f"{_folder(run, table, window_of(table, step))}/"], step)
+
+
+def newest_recorded(store: ObjectStore, run: str, table: str) -> int:
+    """The latest stamp in a table's parts, 0 where there is none; one that is damaged says nothing."""
+    newest = 0
+    for entry in store.list(f"training/{run}/{table}/"):
+        with suppress(CorruptObject):
+            newest = max(newest, *_part(store, entry.key, None)["recorded"].to_pylist())
+    return newest
 
 
 def current(frame, went_back: list[tuple[int, int]] = ()):

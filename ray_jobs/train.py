@@ -192,13 +192,14 @@ def _work(told: dict) -> None:
 
     from ray_jobs.metrics import StageMetrics
     from ray_jobs.notice import Notice
-    from ray_jobs.place import Place
-    from ray_jobs.run_log import RunLog
+    from ray_jobs.place import Place, from_first
+    from ray_jobs.run_log import RunLog, next_stamp
 
     inputs, run = told["inputs"], told["run"]
     context = get_context()
     place = Place(context.get_world_rank(), context.get_local_rank(), context.get_world_size(), get_device())
-    log = RunLog(run)
+    minutes = TrainingParams(**inputs["training"]).outage_minutes
+    log = RunLog(run, since=from_first(patiently(lambda: next_stamp(run), minutes) if place.first else None, place.workers))
     if place.first:
         about = {key: inputs.get(key) for key in ("stage", "training", "release", "start", "seed")}
         log.begin(about | {"workers": place.workers, "host": socket.gethostname()})

@@ -8,7 +8,7 @@ import pytest
 
 from infra.store import CorruptObject
 from ray_jobs import run_log, runs
-from ray_jobs.run_log import RunLog
+from ray_jobs.run_log import RunLog, next_stamp
 from tests.ray_jobs.outage import Wire
 
 ABOUT = {"stage": {"name": "foundation", "steps": 60}, "training": {"workers": 2}, "release": "corpus/2026-11-24.1", "start": {}, "seed": 3, "workers": 2}
@@ -62,6 +62,29 @@ def test_a_step_done_again_counts_once_and_a_step_undone_not_at_all(s3):
     assert [e["kind"] for e in found.events] == ["stopped", "resumed"]
     assert [attempt["workers"] for attempt in found.about["attempts"]] == [2, 1]
     assert found.about["begun_at"] == found.about["attempts"][0]["begun_at"]
+
+
+def test_a_clock_that_was_set_back_undoes_nothing(s3, monkeypatch):
+    """The machine of the second start is an hour behind that of the first; within the second the clock goes back once more."""
+    first = RunLog("foundation-clock")
+    first.begin(ABOUT)
+    for step in (10, 20, 30):
+        first.samples(0, keys(step, prefix="old/"))
+        first.metrics(row(step))
+    first.close()
+    real = time.time_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time_ns", lambda: real() - 3600 * 10**9)
+        second = RunLog("foundation-clock", since=next_stamp("foundation-clock"))
+        second.event(20, "resumed", "on 2 workers")
+        for step in (30, 40):
+            second.samples(0, keys(step, prefix="new/"))
+            second.metrics(row(step, ce=2.0))
+            patched.setattr(time, "time_ns", lambda: real() - 7200 * 10**9)
+        second.close()
+    found = runs.read("foundation-clock")
+    assert found.metrics[["step", "ce"]].values.tolist() == [[10, 1.0], [20, 1.0], [30, 2.0], [40, 2.0]]
+    assert [runs.samples_of("foundation-clock", step)[0]["sample"].split("/")[0] for step in (20, 30, 40)] == ["old", "new", "new"]
 
 
 def test_a_line_that_was_undone_does_not_count_where_lines_come_at_other_steps(s3):
