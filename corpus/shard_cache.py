@@ -36,6 +36,10 @@ PICTURES = "images"
 OPEN, FETCHERS = 32, 2
 
 
+class LostShard(OSError):
+    """What a release names is not in the store any more; no further try finds it. The message says how to mend it."""
+
+
 class ShardCache:
     """Files of releases by content.
 
@@ -56,7 +60,7 @@ class ShardCache:
         """A file of a release's record ({path, key, md5}) that stays for good, such as an index.
 
         Raises:
-            OSError: it vanished from S3, or is not what was released.
+            LostShard: it vanished from S3, or is not what was released.
             StoreUnavailable: the store stayed silent.
         """
         path = self.folder / f"{file['md5']}{Path(file['path']).suffix}"
@@ -141,9 +145,9 @@ class ShardCache:
         try:
             data = patiently(lambda: self.store.get(file["key"]), minutes)
         except MissingObject:
-            raise OSError(f"shard {file['path']} has vanished from S3 ({file['key']}); {_MEND}") from None
+            raise LostShard(f"shard {file['path']} has vanished from S3 ({file['key']}); {_MEND}") from None
         if not _is_whole(file, data):
-            raise OSError(f"shard {file['path']} on S3 ({file['key']}) is damaged; {_MEND}")
+            raise LostShard(f"shard {file['path']} on S3 ({file['key']}) is damaged; {_MEND}")
         return data
 
     @contextmanager

@@ -22,7 +22,7 @@ import torch
 from corpus.reader import ReleaseReader
 from model.curriculum import StageParams
 from model.packing import Item, PackedSequence, item_cost, pack
-from ray_jobs.mixture import Mixture
+from ray_jobs.mixture import Mixture, MixtureError
 from ray_jobs.plans import Planner
 
 # A shard is asked for so many draws of its group before it is needed, a pass at most.
@@ -134,7 +134,7 @@ class Stream:
                 self.waiting.append(sample)
                 skipped = 0
             elif (skipped := skipped + 1) == MOST_SKIPPED:
-                raise ValueError(f"stage {self.stage.name!r}: {skipped} samples in a row cannot be used, the last for {self.skipped[-1]['reason']!r}")
+                raise MixtureError(f"stage {self.stage.name!r}: {skipped} samples in a row cannot be used, the last for {self.skipped[-1]['reason']!r}")
 
     def _draw(self) -> tuple[int, int]:
         """The next (position, row)."""
@@ -188,7 +188,7 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
-        """Raises what stopped the thread: OSError for a shard that vanished, StoreUnavailable for a silent store."""
+        """Raises what stopped the thread: LostShard for one that vanished, StoreUnavailable for a silent store."""
         if self._failed:
             # The streams stopped half-way through a batch: only a state can be gone on from.
             raise self._failed

@@ -14,7 +14,7 @@ ALL, KNOWN, NEW = "all", "known", "new"
 
 
 class MixtureError(ValueError):
-    """The release has nothing of what a stage draws; the message names the stage, what it asks for and what there is."""
+    """The release has nothing of what a stage draws, or nothing that can be used; the message names the stage, what it asks for and what there is."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from corpus.reader import ReleaseReader
 from corpus.sample import Sample
-from corpus.shard_cache import ShardCache
+from corpus.shard_cache import LostShard, ShardCache
 from infra.outage import patiently
 from infra.settings import get_settings
 from infra.store import corpus_store
@@ -12,10 +12,10 @@ class PurgedRelease(ReleaseReader):
     """A release some of whose shards are gone for a patient's sake; the others are read as ever."""
 
     def load(self, position: int) -> Sample:
-        """The sample at a position of `index`. Raises OSError if its shard was purged."""
+        """The sample at a position of `index`. Raises LostShard if it was purged."""
         purged, path = self._release["purged"], self._files[self.index.shard[position]]["path"]
         if path in purged["files"]:
-            raise OSError(f"{self.tag} was purged on {purged['at']} and {path} is gone with it: the release cannot be read as a whole again; take a later one (`unimed data list`)")
+            raise LostShard(f"{self.tag} was purged on {purged['at']} and {path} is gone with it: the release cannot be read as a whole again; take a later one (`unimed data list`)")
         return super().load(position)
 
 

@@ -16,14 +16,20 @@ from infra.jobs import JobCancelled, entrypoint, job_id
 from infra.outage import patiently
 from infra.records import digest
 from infra.settings import get_settings
-from infra.store import MissingObject, model_store
+from infra.store import CorruptObject, MissingObject, model_store
 from model.curriculum import RUNNING, StageParams, TrainingParams
 from ray_jobs.checkpoints import fetch_folder, publish_folder
 
 NEEDED = ("release", "start", "stage", "training", "seed")
+# How a run ended that waits for somebody to mend something.
+LOST = "cannot go on"
 # What a process must have before it meets its GPU: a cuBLAS that is deterministic, and memory that packs of ever new
 # lengths do not leave in pieces.
 GPU_ENVIRONMENT = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+class CannotGoOn(RuntimeError):
+    """Something is wrong that no worker which is started again could mend; the message says what."""
 
 
 class TrainingDiverged(RuntimeError):
@@ -37,6 +43,7 @@ def train(inputs: dict) -> dict:
         ValueError: the run was begun with other inputs, or its inputs are wrong.
         JobCancelled: it was told to stop, and saved what it had.
         TrainingDiverged: too many bad steps in a row, again after going back.
+        CannotGoOn: a shard is gone, the data are unusable, or whatever else has to be mended first.
     """
     if not job_id():
         # A flow has seen to it before it submits a job.
@@ -51,6 +58,8 @@ def train(inputs: dict) -> dict:
         raise JobCancelled(f"{run} was stopped before its first step; the same command begins again") from None
     if ending["how"] == "stopped":
         raise JobCancelled(f"{run} stopped at step {ending['step']} and saved it; the same command goes on from there")
+    if ending["how"] == LOST:
+        raise CannotGoOn(f"{run} cannot go on: {ending['why']}; mend that, and the same command goes on from the last checkpoint")
     if ending["how"] == "diverged":
         raise TrainingDiverged(f"{run} stopped at step {ending['step']}: {ending['why']}")
     try:
@@ -212,7 +221,34 @@ def _work(told: dict) -> None:
 
 
 def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray: bool = True, metrics=None) -> str:
-    """One worker's whole part, under Ray or without it; the first worker leaves word of the ending. Returns how it ended."""
+    """One worker's whole part, under Ray or without it; the first worker leaves word of the ending. Returns how it ended.
+
+    Ray Train starts workers again whatever has ended them. What that cannot mend is left as the ending, and they have
+    nothing to do until the run is asked for again.
+    """
+    from corpus.shard_cache import LostShard
+    from model.weights import CheckpointError
+    from ray_jobs.mixture import MixtureError
+    from ray_jobs.place import from_first
+
+    minutes = TrainingParams(**inputs["training"]).outage_minutes
+    if from_first(patiently(lambda: _is_lost(run), minutes) if place.first else None, place.workers):
+        return LOST
+    try:
+        return _work_on(inputs, run, place, log, notice, scratch, under_ray, metrics)
+    except (LostShard, MixtureError, CheckpointError, CorruptObject, MissingObject) as error:
+        patiently(lambda: model_store().put_json(_ending_key(run), {"how": LOST, "why": str(error)}), minutes)
+        raise
+
+
+def _is_lost(run: str) -> bool:
+    try:
+        return model_store().get_json(_ending_key(run))["how"] == LOST
+    except MissingObject:
+        return False
+
+
+def _work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray: bool, metrics) -> str:
     from ray_jobs.loader import Loader
     from ray_jobs.place import gather
     from ray_jobs.plans import Planner

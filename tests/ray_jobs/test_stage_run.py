@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from flows import steps
 from infra import outage
-from infra.jobs import JobOutcome
+from infra.jobs import JobCancelled, JobOutcome
 from infra.store import ObjectStore, StoreUnavailable, corpus_store, log_store, model_store
 from model import UniMedVL
 from model.checkpoint import open_weights
@@ -31,7 +31,7 @@ from ray_jobs.run_log import RunLog
 from ray_jobs.runs import samples_of
 from ray_jobs.stage_checkpoints import COMMIT, DamagedCheckpoint, StageCheckpoints, checkpoints_prefix, committed
 from ray_jobs.stage_export import export_average
-from ray_jobs.train import forget_run, take_up, work_on
+from ray_jobs.train import CannotGoOn, forget_run, take_up, train, work_on
 from ray_jobs.watchdog import Watchdog
 from tests.ray_jobs.made_release import publish, sample
 from tests.ray_jobs.outage import Wire
@@ -169,10 +169,10 @@ def test_what_is_wrong_with_the_machine_or_the_store_is_no_damaged_checkpoint(s3
     assert kinds == ["checkpoint-unread"] * 2 and step_in(checkpoints) == 10
 
 
-def stage_of_texts(tiny) -> dict:
-    """Inputs of a job."""
-    text = StageParams(**STAGE.model_dump() | {"mixture": {"text": 1}})
-    release = publish([sample(n, "text") for n in range(8)], corpus_store(), tag="corpus/2000-03-03.1")
+def stage_of_texts(tiny, source: str = "made") -> dict:
+    """Inputs of a job whose stage has the name of its source."""
+    text = StageParams(**STAGE.model_dump() | {"name": source, "mixture": {"text": 1}})
+    release = publish([sample(n, "text", source=source) for n in range(8)], corpus_store(), tag="corpus/2000-03-03.1")
     corpus_store().put_json("releases/2000-03-03.1.json", release)
     return {"release": release["tag"], "start": publish_folder(tiny, "silent"), "stage": text.model_dump(mode="json"), "training": TRAINING.model_dump(mode="json"), "seed": 5}
 
@@ -198,6 +198,32 @@ def test_a_store_that_is_silent_while_a_stage_begins_is_waited_for(tiny, s3, tmp
     assert work_on(inputs, "silent", alone(), log, NoticeAt(1), tmp_path, under_ray=False) == "stopped"
     log.close()
     assert any(key == "releases/2000-03-03.1.json" for _, key in asked)
+
+
+def test_what_no_worker_can_mend_is_not_tried_again_until_it_is_asked_for(tiny, s3, tmp_path, monkeypatch):
+    """A shard vanishes; the workers are started again as Ray Train does it, whatever has ended them."""
+    inputs, ended_by = stage_of_texts(tiny, "vanishing"), []
+
+    def fit(inputs: dict, run: str) -> None:
+        for _ in range(TRAINING.max_failures):
+            log = RunLog(run)
+            try:
+                return work_on(inputs, run, alone(), log, NoticeAt(1), tmp_path, under_ray=False)
+            except Exception as error:
+                ended_by.append(error)
+            finally:
+                log.close()
+
+    monkeypatch.setattr("ray_jobs.train._fit", fit)
+    shard = next(file for file in corpus_store().get_json("releases/2000-03-03.1.json")["shards"] if not file["path"].endswith(".index.parquet"))
+    data = corpus_store().get(shard["key"])
+    corpus_store().delete(shard["key"])
+    with pytest.raises(CannotGoOn, match=f"{shard['path']} has vanished .*same command"):
+        train(inputs)
+    assert len(ended_by) == 1
+    corpus_store().put(shard["key"], data)
+    with pytest.raises(JobCancelled, match="stopped at step 1"):
+        train(inputs)
 
 
 def test_a_checkpoint_counts_once_all_before_it_is_told(tiny, s3, tmp_path, monkeypatch):
