@@ -88,7 +88,7 @@ def train_curriculum(params: Params, curriculum: Sequence[StageParams], release:
 
 
 def _starting_point(params: Params, name: str, release: dict, force: bool, log) -> dict:
-    return champion_checkpoint() if name == CHAMPION else bootstrap(params, release, force, log)
+    return champion_checkpoint(None if force else _inputs(params, release)) if name == CHAMPION else bootstrap(params, release, force, log)
 
 
 @task(task_run_name="train {stage.name}")
@@ -113,8 +113,11 @@ def train_stage(params: Params, stage: StageParams, release: dict, start: dict, 
         return _run(spec, force, watch.line) | {"run": spec.submission_id}
 
 
-def champion_checkpoint() -> dict:
+def champion_checkpoint(inputs: dict | None = None) -> dict:
     """The champion as a starting point, with the release it was trained on.
+
+    Where these very inputs have made it, it is what it was made from: run again after it was promoted, a refresh has nothing
+    to train, and is not begun anew with its own result.
 
     Raises:
         LookupError: there is no champion yet.
@@ -123,8 +126,16 @@ def champion_checkpoint() -> dict:
     champion = registry.alias("champion")
     if champion is None:
         raise LookupError("there is no champion to refresh; run `unimed retrain` first")
-    release = registry.get(champion.version).lineage.get("release")
-    return {"stage": CHAMPION, "version": champion.version, "release": release, "how": "up to date", "history": [], "scores": {}, "steps": 0}
+    version, lineage = champion.version, registry.get(champion.version).lineage
+    parent = next((stage["version"] for stage in lineage.get("stages", ()) if stage.get("version")), None)
+    if parent and inputs and inputs.items() <= lineage.items():
+        version, lineage = parent, registry.get(parent).lineage
+    return {"stage": CHAMPION, "version": version, "release": lineage.get("release"), "how": "up to date", "history": [], "scores": {}, "steps": 0}
+
+
+def _inputs(params: Params, release: dict) -> dict:
+    """What a retraining's result depends on, as its lineage tells."""
+    return {"release": release["tag"], "code": _code(), "params": digest(params.model_dump(mode="json"))}
 
 
 @task
@@ -136,11 +147,9 @@ def register(params: Params, release: dict, stages: list[dict], reason: str) -> 
     settings, registry = get_settings(), ModelRegistry()
     champion = registry.alias("champion")
     lineage = {
-        "release": release["tag"],
+        **_inputs(params, release),
         "dvc_hash": release["dvc_hash"],
         "corpus_commit": release["corpus_commit"],
-        "code": _code(),
-        "params": digest(params.model_dump(mode="json")),
         "profile": params.profile,
         "environment": file_sha256(settings.repo_dir / "requirements.lock"),
         "stages": [{key: stage.get(key) for key in ("stage", "prefix", "content_hash", "version", "origin")} for stage in stages],
