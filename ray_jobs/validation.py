@@ -86,16 +86,19 @@ class Validation:
 @contextmanager
 def averaged(stepper: Stepper):
     """The averaged weights in the parameters' place, and the parameters back afterwards, bit for bit."""
-    state = stepper.state
-    _swap(state)
+    _swap(stepper)
     try:
         yield
     finally:
-        _swap(state)
+        _swap(stepper)
 
 
 @torch.no_grad()
-def _swap(state) -> None:
+def _swap(stepper: Stepper) -> None:
+    state = stepper.state
+    if stepper.sharded:
+        # Without a backward pass FSDP keeps what the root has gathered, and the next forward pass would take that for its weights.
+        stepper.model.reshard()
     for name, parameter in state.parameters.items():
         held = parameter.detach().clone()
         parameter.copy_(state.ema.average[name])

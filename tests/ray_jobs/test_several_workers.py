@@ -15,10 +15,10 @@ from tests.ray_jobs.test_stage_run import tiny  # noqa: F401
 from tests.ray_jobs.training_runs import MadePacks, learned, same, start
 
 
-def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9, streams: int = 2, pause_s: float = 0.0) -> dict:
+def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9, streams: int = 2, pause_s: float = 0.0, evaluate_every: int | None = None) -> dict:
     """Run `name` on this many processes; returns its ending with what was learned and which samples were seen."""
     out.mkdir(exist_ok=True)
-    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps, "streams": streams, "pause_s": pause_s}
+    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps, "streams": streams, "pause_s": pause_s, "evaluate_every": evaluate_every}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -77,3 +77,10 @@ def test_sharded_workers_learn_the_same_and_their_shards_fit_one(tiny, s3, one, 
     after = train(1, tiny, "sharded", tmp_path / "one")
     assert before["order"] + after["order"] == one[1]
     assert close(after["learned"], one[0])
+
+
+def test_validating_sharded_weights_changes_nothing_that_is_learned(tiny, s3, tmp_path):  # noqa: F811
+    """Else a run that goes on from a checkpoint, which has just not validated, would learn something else."""
+    plain = train(2, tiny, "unlooked-at", tmp_path / "plain", parallel="fsdp", steps=4)
+    looked = train(2, tiny, "looked-at", tmp_path / "looked", parallel="fsdp", steps=4, evaluate_every=1)
+    assert same(plain["learned"], looked["learned"]) and plain["history"] == looked["history"]

@@ -11,7 +11,19 @@ from safetensors.torch import save_file
 
 from model.curriculum import TrainingParams
 from ray_jobs.place import Place
+from ray_jobs.validation import Validation
 from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, start
+
+
+class OnOnePack(Validation):
+    """Validation on the pack that every stream begins with."""
+
+    def __init__(self, run):
+        self.model, self.stage, self.place, self.seed, self.sharded = run.stepper.model, run.stage, run.place, 5, run.stepper.sharded
+        self.packs = [(name, run.loader._pack(name, 0)) for name in run.loader.positions]
+
+    def look(self, stepper):
+        return {}, None
 
 
 def main(rank: int, workers: int, port: str, plan: dict) -> None:
@@ -20,7 +32,8 @@ def main(rank: int, workers: int, port: str, plan: dict) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=workers)
     place = Place(rank, rank, workers, torch.device("cpu"))
     training = TrainingParams(**TRAINING.model_dump() | {"workers": workers, "streams": plan["streams"], "parallel": plan["parallel"]})
-    run, told = start(Path(plan["folder"]), plan["name"], Path(plan["scratch"]), notice=NoticeAt(plan["steps"]), training=training, place=place, stage=STAGE)
+    run, told = start(Path(plan["folder"]), plan["name"], Path(plan["scratch"]), notice=NoticeAt(plan["steps"]), training=training, place=place, stage=STAGE.model_copy(update={"evaluate_every": plan["evaluate_every"]}))
+    run.validation = OnOnePack(run)
     run.loader.skipped = ({"stream": str(rank), "position": 0, "sample": "made/torn", "reason": "torn"},)
     run.loader.pause_s = plan["pause_s"]
     ending = run.run()
