@@ -20,8 +20,9 @@ _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _LABEL_TYPES = {"LABEL", "OVERVIEW"}
 _LOOKED_AT = 50
-# Bytes of the numbers of elements that can be the first of their group: its length, character set, image type, creation, class.
-_FIRST = b"\0\1\5\x08\x12\x13\x14\x16"
+# Bytes of the numbers of elements that can be the first of their group: of the file's (its length, version, class, instance, transfer
+# syntax), which writers may leave incomplete, or of the data set's (its length, character set, image type, creation, class).
+_FIRST = b"\0\1\2\3\5\x08\x10\x12\x13\x14\x16"
 
 
 def recognises(path: Path) -> bool:

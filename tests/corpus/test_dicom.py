@@ -471,6 +471,18 @@ def test_without_a_preamble_any_first_element_will_do(tmp_path, keyword, value):
     assert len(records(tmp_path / "x")) == 1
 
 
+@pytest.mark.parametrize("first", ["FileMetaInformationVersion", "MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID"])
+def test_without_a_preamble_the_header_of_the_file_may_be_incomplete(tmp_path, first):
+    """As pydicom writes it unless it is told to keep to the standard."""
+    made = dataset(GRADIENT.astype(np.uint8))
+    meta = {"FileMetaInformationVersion": b"\0\1", "MediaStorageSOPClassUID": made.SOPClassUID, "MediaStorageSOPInstanceUID": "1.2", "TransferSyntaxUID": ExplicitVRLittleEndian}
+    for keyword in list(meta)[list(meta).index(first) :]:
+        setattr(made.file_meta, keyword, meta[keyword])
+    made.save_as(tmp_path / "x", enforce_file_format=False)
+    assert (tmp_path / "x").read_bytes()[:2] == b"\2\0" and dicom.recognises(tmp_path / "x")
+    assert np.array_equal(np.asarray(records(tmp_path / "x")[0].images[0]()), GRADIENT.astype(np.uint8))
+
+
 def test_transfer_syntaxes_that_can_be_decoded():
     from pydicom import uid
     from pydicom.pixels import get_decoder
