@@ -112,7 +112,7 @@ def _volume(file: File, max_pixels: int) -> Volume:
     try:
         with _opened(file.path) as stream:
             image = _image(stream)
-            shape, dtype = image.shape, image.get_data_dtype()
+            shape, dtype = _dimensions(image), image.get_data_dtype()
             if not 2 <= len(shape) <= 4 or dtype.kind not in "iuf":
                 raise Unreadable("not-a-volume", f"{len(shape)}-D of type {dtype.kind!r}; two to four dimensions of real numbers are read")
             if max(np.prod(shape[:2]), np.prod(shape[1:3]), np.prod(shape[::2][:2])) > max_pixels or np.prod(shape[:3], dtype=float) > _DEEPEST * max_pixels:
@@ -149,9 +149,17 @@ def _image(stream: BinaryIO):
     return kind.from_file_map(kind.make_file_map({"image": stream}), mmap=False)
 
 
+def _dimensions(image) -> tuple[int, ...]:
+    """The shape without dimensions of one behind the third, which some writers fill up to seven with."""
+    shape = list(image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    return tuple(shape)
+
+
 def _first(image):
     """The first volume of a series, and a flat picture as a volume of one slice."""
-    values = np.asarray(image.dataobj[..., 0] if len(image.shape) == 4 else image.dataobj, dtype=np.float32)
+    values = np.asarray(image.dataobj[(..., *[0] * (len(image.shape) - 3))], dtype=np.float32)
     header = image.header.copy()
     return type(image)(values.reshape((*values.shape, 1)[:3]), image.affine, header)
 

@@ -103,6 +103,11 @@ def test_a_volume_may_be_gzipped_whatever_its_name_says(tmp_path, volume, name, 
     assert record.patient.casefold() == "v" and record.images[0]().size == (40, 50)
 
 
+def test_further_dimensions_of_one_are_none(tmp_path, volume):
+    flat, filled = (records(save(tmp_path / f"{len(more)}.nii", volume.reshape(*volume.shape, *more))) for more in ((), (1, 1, 1, 1)))
+    assert len(flat) == len(filled) and all(np.array_equal(np.asarray(a.images[0]()), np.asarray(b.images[0]())) for a, b in zip(flat, filled))
+
+
 def test_extensions_of_any_size_are_not_read(tmp_path, volume):
     """Zeros take next to nothing in a gzipped file."""
     header = bytearray(nibabel.Nifti1Image(volume, np.eye(4)).to_bytes()[:352])
