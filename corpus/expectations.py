@@ -8,7 +8,7 @@ import pyarrow as pa
 from corpus import aggregates
 from corpus.params import CorpusParams
 from corpus.sample import SPLITS, TASKS
-from corpus.vocabulary import MODALITIES
+from corpus.vocabulary import MODALITIES, NO_PICTURE
 
 # Columns of what must hold whatever is enforced: licences of the allow-list, and no patient in two splits.
 SAFETY = ("license", "not_licensed", "splits_of_patient", "leaking")
@@ -73,7 +73,7 @@ def _of_samples(params: CorpusParams, e) -> list:
     return [e.ExpectColumnValuesToNotBeNull(column=column, description="is never missing") for column in aggregates.REQUIRED] + [
         e.ExpectColumnValuesToBeUnique(column="id", description="occurs once"),
         _one_of(e, "task", TASKS),
-        _one_of(e, "modality", MODALITIES),
+        _one_of(e, "modality", (*MODALITIES, NO_PICTURE)),
         _one_of(e, "split", SPLITS),
         _one_of(e, "license", params.quality.licenses),
         _between(e, "side", params.quality.min_side, params.quality.max_side),

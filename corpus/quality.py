@@ -54,7 +54,7 @@ def _examine(record: Record, params: QualityParams, salt: bytes, measuring: Meas
         named = str(record.license or "").strip()
         told = f"licence {named}" if _KNOWN_LICENCE.fullmatch(named) else "its licence"
         return reject("licence-not-allowed", f"{told} is none of {', '.join(params.licenses)} (corpus.quality.licenses in params)") if named else reject("no-licence", "the record names no licence")
-    modality = vocabulary.modality(record.modality)
+    modality = vocabulary.modality(record.modality) or (None if record.images else vocabulary.NO_PICTURE)
     if modality is None:
         return reject("unknown-modality", f"its modality is none of {', '.join(vocabulary.MODALITIES)}")
     split = vocabulary.split(record.split or "train")

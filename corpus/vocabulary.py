@@ -6,6 +6,8 @@ from functools import lru_cache
 UNIMED_MODALITIES = ("CFP", "CXR", "CT", "Histopathology", "MRI", "OCT", "Ultrasound", "Endoscopy")
 EXTRA_MODALITIES = ("X-ray", "Dermoscopy", "Microscopy")
 MODALITIES = UNIMED_MODALITIES + EXTRA_MODALITIES
+# What stands in the place of one where there is no picture, and none is named.
+NO_PICTURE = "Text"
 
 _MODALITY_ALIASES = {
     "CFP": ("fundus", "fundus photography", "color fundus photography", "colour fundus photography", "retinal photography"),

@@ -302,6 +302,13 @@ def test_texts_that_were_taken_in_before_their_words_were_kept_are_told_apart_wh
         assert (again["how"], again["samples"]["kept"], again["reasons"]) == (how, 1, {"duplicate": 1})
 
 
+def test_text_that_names_no_modality_is_released(taken, tmp_path):
+    talk = record(500, images=(), caption=None, modality=None, turns=(Turn("What is a node?", "A lump.", "OPEN"),))
+    talks = take_in("talks", [talk])
+    card = release.build([entry(taken), entry(talks)], tmp_path / "r", PARAMS, corpus_store(), SALT, print)
+    assert card["samples"] == 241 and card["counts"]["text"] == {"Text": {"train": 1}}
+
+
 def test_the_same_under_two_names_is_released_once(taken, tmp_path):
     copy = take_in(f"{taken['name']}-copy", map(record, range(120)))
     assert [s["shard"] for s in copy["shards"]] == [s["shard"] for s in taken["shards"]]
