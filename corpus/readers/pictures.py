@@ -25,7 +25,7 @@ from corpus.record import Opener, Unreadable
 
 # What is decoded, whatever a file is called: of all that Pillow knows, EPS would run a program on what the file says.
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "JPEG2000", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 # Marks that paths have, and how base64 of PNG, JPEG, GIF, BMP, TIFF and WebP begins.
 _PATH_LIKE, _BASE64_LIKE = re.compile(r"[/\\.]"), re.compile(r"\s*(data:|iVBOR|/9j/|R0lG|Qk|SUkq|TU0A|UklG)")
 # Texts without quotation marks, as pandas writes a list into a table.

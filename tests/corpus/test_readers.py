@@ -273,6 +273,15 @@ def test_image_folder(tmp_path):
     assert [(r.where, r.reason) for r in aside] == [("train/normal/90Rotated_b.png", "augmented-copy")]
 
 
+@pytest.mark.parametrize("name, mode", [("mias.pgm", "L"), ("stare.ppm", "RGB"), ("x.jp2", "RGB"), ("x.JFIF", "RGB")])
+def test_pictures_of_less_common_kinds(tmp_path, name, mode):
+    picture = layouts.pictures()[3].convert(mode)
+    (tmp_path / "normal").mkdir()
+    picture.save(tmp_path / "normal" / name, "JPEG" if name.endswith("JFIF") else None)
+    (record,), aside = read(tmp_path, "auto", modality="CFP", license="MIT")
+    assert not aside and np.abs(np.asarray(record.images[0]()).astype(int) - np.asarray(picture)).mean() < 5
+
+
 def test_the_source_fills_in_what_a_record_does_not_say(tmp_path):
     layouts.save(0, tmp_path / "a.png")
     layouts.jsonl([{"image": "a.png", "caption": "A slide."}, {"image": "a.png", "id": "b", "modality": "CT", "split": "test"}], tmp_path / "records.jsonl")
