@@ -23,8 +23,6 @@ _MODALITY_ALIASES = {
     "Microscopy": ("microscope", "cytology", "blood smear"),
 }
 _SPLIT_ALIASES = {"train": ("training",), "val": ("validation", "validate", "valid", "dev", "eval", "evaluation"), "test": ("testing",)}
-# "test set", "trainset", "test-a"; not "test tube".
-_PART = re.compile(r"([a-z]+?)([ -]?(set|data|images?|split)|[ -][a-z0-9])")
 
 # Names that no source from outside may have.
 BUILT_IN = ("unimed-mini", "package-images")
@@ -68,6 +66,9 @@ def _lookup(aliases: dict[str, tuple[str, ...]]) -> dict[str, str]:
 
 
 _MODALITY_OF, _SPLIT_OF = _lookup(_MODALITY_ALIASES), _lookup(_SPLIT_ALIASES)
+# "test set", "trainset", "test-a", "ISIC-2017_Test_v2_Data", "unseen test"; not "test tube".
+_OF_PART = r"(?:set|data|images?|inputs?|split|part)"
+_PART = re.compile(rf"(?:.*[ -])?({'|'.join(_SPLIT_OF)}){_OF_PART}?\d*(?:[ -](?:{_OF_PART}|v?\d+|[a-z]))*")
 
 
 def modality(name: object) -> str | None:
@@ -77,9 +78,8 @@ def modality(name: object) -> str | None:
 
 def split(name: object) -> str | None:
     """"train", "val" or "test" for a spelling, or None."""
-    plain = _plain(name)
-    part = _PART.fullmatch(plain)
-    return _SPLIT_OF.get(part[1] if part else plain)
+    part = _PART.fullmatch(_plain(name))
+    return _SPLIT_OF.get(part[1]) if part else None
 
 
 def license_id(name: object, allowed: tuple[str, ...]) -> str | None:

@@ -116,7 +116,7 @@ def test_masks_are_told_by_name(tmp_path, place):
     assert [(r.where, r.reason) for r in aside] == [(place, "label-picture")] and len(records) == 4
 
 
-SPLITS = {"train": ["training", "Training Set", "trainset", "train_data", "train-images"], "val": ["validate", "eval", "Evaluation", "val set", "dev"], "test": ["testing", "test-a", "test B", "test_1", "test split"]}
+SPLITS = {"train": ["training", "Training Set", "trainset", "train_data", "train-images", "ISIC-2017_Training_Data", "stage1_train"], "val": ["validate", "eval", "Evaluation", "val set", "dev", "ISIC2018_Task3_Validation_Input"], "test": ["testing", "test-a", "test B", "test_1", "test2", "test split", "unseen test", "ISIC-2017_Test_v2_Data", "ISBI2016_ISIC_Part3B_Test_Data"]}
 
 
 @pytest.mark.parametrize("folder, split", [(folder, split) for split, folders in SPLITS.items() for folder in folders])
