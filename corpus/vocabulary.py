@@ -12,16 +12,17 @@ NO_PICTURE = "Text"
 _MODALITY_ALIASES = {
     "CFP": ("fundus", "fundus photography", "color fundus photography", "colour fundus photography", "retinal photography"),
     "CXR": ("chest x-ray", "chest xray", "chest radiograph", "chest radiography"),
-    "CT": ("computed tomography", "ct scan"),
-    "Histopathology": ("histology", "his", "pathology", "h&e", "he", "ihc", "whole slide image", "wsi"),
-    "MRI": ("mr", "magnetic resonance", "magnetic resonance imaging", "mri scan"),
+    "CT": ("computed tomography",),
+    "Histopathology": ("histology", "his", "pathology", "h&e", "he", "ihc", "whole slide", "wsi"),
+    "MRI": ("mr", "magnetic resonance", "magnetic resonance imaging"),
     "OCT": ("optical coherence tomography",),
     "Ultrasound": ("us", "ultrasonography", "sonography", "echography"),
-    "Endoscopy": ("colonoscopy", "gastroscopy", "endoscopic image"),
-    "X-ray": ("xray", "x ray", "radiograph", "radiography"),
-    "Dermoscopy": ("dermatoscopy", "dermatoscope"),
+    "Endoscopy": ("colonoscopy", "gastroscopy", "endoscopic"),
+    "X-ray": ("xray", "x ray", "xr", "radiograph", "radiography"),
+    "Dermoscopy": ("dermatoscopy", "dermatoscope", "dermoscopic"),
     "Microscopy": ("microscope", "cytology", "blood smear"),
 }
+_PICTURES = re.compile(r" (images?|scans?)$")
 _SPLIT_ALIASES = {"train": ("training",), "val": ("validation", "validate", "valid", "dev", "eval", "evaluation"), "test": ("testing",)}
 
 # Names that no source from outside may have.
@@ -72,8 +73,10 @@ _PART = re.compile(rf"(?:.*[ -])?({'|'.join(_SPLIT_OF)}){_OF_PART}?\d*(?:[ -](?:
 
 
 def modality(name: object) -> str | None:
-    """The canonical modality for a spelling, or None if it is not known."""
-    return _MODALITY_OF.get(_plain(name))
+    """The canonical modality for a spelling, or None if it is not known. What stands in brackets behind it, and "images", may go."""
+    plain = _plain(name)
+    bare = re.split(r"[(（]", plain)[0].strip()
+    return next((known for spelling in (plain, bare, _PICTURES.sub("", bare)) if (known := _MODALITY_OF.get(spelling))), None)
 
 
 def split(name: object) -> str | None:

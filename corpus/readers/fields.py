@@ -100,11 +100,6 @@ def _chosen(offered: dict[str, str], answered: str, by_letter: bool) -> str | No
     return (named or same or alike or small) if by_letter else (same or alike or named)
 
 
-def modality(value: object) -> str | None:
-    """A published modality without what stands in brackets, and without "images"."""
-    return re.sub(r"\s+images?$", "", re.split(r"[(（]", text(value) or "")[0].strip(), flags=re.IGNORECASE) or None
-
-
 def kept(row: dict, *names: str) -> dict:
     """Fields of a row that it has, for its labels."""
     return {name: row[name] for name in names if row.get(name) is not None}

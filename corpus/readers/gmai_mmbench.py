@@ -10,7 +10,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, modality
+from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, text
 from corpus.readers.grouping import joined
 from corpus.readers.pictures import cells, find
 from corpus.readers.source import Source
@@ -89,7 +89,7 @@ def _record(row: dict, place: str, file: Path, source: Source) -> Record | Rejec
             turns=(turn,) if turn else (),
             labels={"questions": [facts | kept(row, *_SLICES)] if turn else []} | damaged(*(turn or ())),
             left_out=0 if turn else 1,
-            **source.known(modality=modality(row.get("modality")), attribution=ATTRIBUTION, split=vocabulary.split(row.get("split"))),
+            **source.known(modality=text(row.get("modality")), attribution=ATTRIBUTION, split=vocabulary.split(row.get("split"))),
         )
     except MALFORMED as error:
         return malformed(source, place, error)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, modality, shown
+from corpus.readers.fields import MALFORMED, choice, damaged, kept, malformed, shown, text
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -66,7 +66,7 @@ def _record(picture: str, asked: list[_Asked], root: Path, source: Source, place
         labels=kept(first, "dataset") | {"questions": facts} | damaged(*turns),
         left_out=len(asked) - len(turns),
         # One published row says `modality`.
-        **source.known(modality=modality(first.get("modality_type") or first.get("modality")), attribution=ATTRIBUTION, split=source.split or "test"),
+        **source.known(modality=text(first.get("modality_type") or first.get("modality")), attribution=ATTRIBUTION, split=source.split or "test"),
     )
 
 

@@ -303,6 +303,17 @@ def test_a_licence_is_known_by_its_published_spellings(written, meant):
     assert vocabulary.license_id("CC BY-NC-SA 4.0", ("CC-BY-NC-SA-4.0",))
 
 
+@pytest.mark.parametrize(
+    "written, meant",
+    {
+        "Computed Tomography (CT)": "CT", "OCT (Optical Coherence Tomography": "OCT", "MR（磁共振）": "MRI", "Chest X-Ray Images": "CXR", "MRI scans": "MRI", "fundus image": "CFP",
+        "Whole Slide Image": "Histopathology", "endoscopic images": "Endoscopy", "dermoscopic": "Dermoscopy", "PET CT": None, "images": None, "(CT)": None,
+    }.items(),
+)
+def test_a_modality_is_known_by_its_published_spellings(written, meant):
+    assert vocabulary.modality(written) == meant
+
+
 def test_params_may_spell_modalities_and_licences_as_people_do():
     params = QualityParams.model_validate({"licenses": ["CC BY 4.0"], "burned_in": {"modalities": ["US"]}})
     assert params.burned_in.modalities == ("Ultrasound",)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from corpus import vocabulary
 from corpus.readers import FORMATS, formats
 from corpus.readers.parquet import MissingColumn
 from corpus.readers.source import Source
@@ -202,7 +203,7 @@ def test_the_split_of_a_jsonl_is_what_rows_or_people_say_or_else_its_name(tmp_pa
 def test_omni_med_vqa(tmp_path):
     layouts.omni(tmp_path)
     (first, second), aside = read(tmp_path, "omni-med-vqa", license="CC-BY-4.0")
-    assert not aside and first.split == "test" and (first.modality, second.modality) == ("MR", "CT")
+    assert not aside and first.split == "test" and [vocabulary.modality(r.modality) for r in (first, second)] == ["MRI", "CT"]
     assert first.turns[0].question == "Question: Which organ?\nOptions:\nA. Liver\nB. Brain\nC. Brain\nD. Lung\nPlease select the correct answer from the options above."
     assert first.turns[0].answer == "Brain" and {t.kind for t in first.turns} == {"CLOSED"} and len(first.turns) == 2
     assert first.labels["questions"][0]["answer_letter"] == "B" and first.labels["questions"][0]["question_type"] == "Anatomy Identification"
