@@ -12,7 +12,7 @@ from types import ModuleType
 from corpus import anatomy, vocabulary
 from corpus.readers import FORMATS, image_folder, omni_med_vqa, parquet, textfiles, tree
 from corpus.readers.files import unnamed
-from corpus.readers.pictures import SUFFIXES, PictureFile
+from corpus.readers.pictures import SUFFIXES, PictureFile, spellings
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
 
@@ -158,7 +158,7 @@ def _pictures_of(file: Path, format: str, source: Source) -> Path:
 
 def _folders(named: list[PictureFile]) -> set[str]:
     """Folders of the pictures that a record names: the other files in them belong to the same layout."""
-    paths = {(opener.root, path) for opener in named for path in (opener.relative, opener.relative.replace("\\", "/"))}
+    paths = {(opener.root, path) for opener in named for path in spellings(opener.relative)}
     return {folder for root, path in paths if (folder := _folder(root, os.path.dirname(path)))}
 
 

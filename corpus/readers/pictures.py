@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
+from unicodedata import normalize
 
 from PIL import ExifTags, UnidentifiedImageError
 from PIL import Image as Pillow
@@ -51,13 +52,13 @@ class PictureFile:
         return Path(self._found())
 
     def _found(self) -> str:
-        try:
-            return self._at(self.relative)
-        except Unreadable:
-            # A path that was written on Windows.
-            if "\\" not in self.relative:
-                raise
-            return self._at(self.relative.replace("\\", "/"))
+        told: Unreadable | None = None
+        for path in spellings(self.relative):
+            try:
+                return self._at(path)
+            except Unreadable as error:
+                told = error
+        raise told
 
     def _at(self, relative: str) -> str:
         folder, name = os.path.split(relative)
@@ -91,6 +92,14 @@ class PictureFile:
 
     def __call__(self) -> Pillow.Image:
         return _decoded(self.read(), self.max_pixels)
+
+
+def spellings(path: str) -> tuple[str, ...]:
+    """A path as it is written, and as it may be meant: written on Windows, or with accents that are letters of their own, as macOS stores them."""
+    if path.isascii():
+        return (path, path.replace("\\", "/")) if "\\" in path else (path,)
+    slashed = path.replace("\\", "/")
+    return tuple(dict.fromkeys((path, slashed, normalize("NFC", slashed), normalize("NFD", slashed))))
 
 
 def _kind(path: str) -> int:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -218,6 +219,21 @@ def test_capitals_in_suffixes_and_backslashes_in_paths(tmp_path):
     records, aside = read(tmp_path)
     assert Counter(re.split("[/:]", record.where)[0] for record in records) == {"a": 5, "b": 2, "path-vqa": 1, "BLOODMNIST_64.NPZ": 3, "c": 1}
     assert all(opener().size for record in records for opener in record.images) and {r.reason for r in aside} == {"altered-mirror"}
+
+
+@pytest.mark.parametrize("written, stored", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_letters_of_their_own(tmp_path, written, stored):
+    """As macOS stores names."""
+    layouts.save(1, tmp_path / normalize(stored, "Ödem") / normalize(stored, "é.png"))
+    layouts.jsonl([{"image": normalize(written, "Ödem/é.png"), "caption": "A slide.", "split": "test"}], tmp_path / "records.jsonl")
+    records, aside = read(tmp_path)
+    assert not aside and [r.split for r in records] == ["test"] and records[0].images[0]().size
+
+
+def test_an_archive_is_to_be_unpacked(tmp_path):
+    layouts.save(1, tmp_path / "1.png")
+    (tmp_path / "imgs.zip").write_bytes(b"PK")
+    assert [(r.where, r.detail) for r in read(tmp_path)[1]] == [("imgs.zip", "an archive: unpack it")]
 
 
 def test_a_backslash_does_not_lead_out_of_the_folder(tmp_path):
