@@ -117,7 +117,8 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
     for file in unknown:
         # A JSON file beside named pictures is theirs: SLAKE has two for each.
         if not textfiles.named(file, ".json") or os.path.abspath(file.parent) not in claimed:
-            yield Rejection(source.name, unnamed(file) if scans.may_name(file) else source.place(file), "unknown-format", "no reader recognises this file; name its format with --format")
+            told = "an archive: unpack it" if _ARCHIVE.search(file.name) else "no reader recognises this file; name its format with --format"
+            yield Rejection(source.name, unnamed(file) if scans.may_name(file) else source.place(file), "unknown-format", told)
     for where, names in tree.folders(source.path):
         pictures, folder = [name for name in names if _is_picture(name)], os.path.abspath(where)
         beneath_damage = not doubtful.isdisjoint((folder, *map(str, Path(folder).parents)))
