@@ -7,7 +7,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, NotARecord, damaged, identifier, malformed, shown, text, turn
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, identifier, malformed, shown, text, turn, words
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -71,18 +71,26 @@ def _patients(fields: dict, linked: _Linked) -> tuple[str, ...]:
     return linked.get(names[0], (names[0][1],)) if names else ()
 
 
+def _language(question: dict) -> str:
+    """Of a tag such as en-US (BCP 47) its first part."""
+    return (text(question.get("lang")) or "en").casefold().replace("_", "-").partition("-")[0]
+
+
 def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -> Record | Rejection:
     try:
         fields = textfiles.parsed(line)
-        picture = fields["image"]
-        if not isinstance(picture, str):
+        picture, questions, labels = words(fields["image"]), fields.get("qa") or [], fields.get("labels") or {}
+        if not picture.strip():
             raise NotARecord("no picture: `image` is not a path")
+        if not (isinstance(questions, list) and all(isinstance(q, dict) for q in questions)):
+            raise NotARecord("`qa` is not a list of mappings")
+        if not isinstance(labels, dict):
+            raise NotARecord("`labels` is not a mapping")
         named = text(fields.get("source")) or source.name
         if named.casefold() in vocabulary.BUILT_IN:
             raise NotARecord("its `source` is the name of a built-in one")
         key = identifier(fields.get("id")) or picture
-        questions = fields.get("qa") or []
-        spoken = [q for q in questions if (q.get("lang") or "en") in source.languages]
+        spoken = [q for q in questions if _language(q) in source.languages]
         patient, *others = _patients(fields, linked) or (key,)
         turns = tuple(t for q in spoken if (t := turn(q.get("question"), q.get("answer"), q.get("answer_type") or "OPEN")))
         said = source.known(**{name: text(fields.get(name)) for name in ("modality", "license", "attribution", "split")})
@@ -94,7 +102,7 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
             linked=tuple(others),
             caption=text(fields.get("caption")),
             turns=turns,
-            labels=(fields.get("labels") or {}) | (damaged(fields) if "\ufffd" in line or "\\u" in line else {}),
+            labels=labels | (damaged(fields) if "\ufffd" in line or "\\u" in line else {}),
             left_out=len(questions) - len(turns),
             **said | {"source": named},
         )

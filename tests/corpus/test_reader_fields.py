@@ -177,3 +177,16 @@ def test_characters_that_show_nothing_are_no_text(tmp_path, nothing):
     row = {"image": "0.png", "caption": nothing, "qa": [{"question": "What?", "answer": nothing}, {"question": "Where?", "answer": f"Here{nothing}"}]}
     ((record,), aside) = read(layouts.jsonl([row], tmp_path / "records.jsonl"), "records")
     assert not aside and record.caption is None and [turn.question for turn in record.turns] == ["Where?"] and record.left_out == 1
+
+
+@pytest.mark.parametrize("field, value, told", [("qa", {"question": "Q?"}, "`qa` is not a list"), ("qa", ["Q?"], "`qa` is not a list"), ("labels", ["lung"], "`labels` is not a mapping"), ("image", None, "`image` is not a path")])
+def test_what_is_wrong_with_a_line_is_told(tmp_path, field, value, told):
+    layouts.jsonl([{"image": "a.png", "caption": "A slide."} | {field: value}], tmp_path / "records.jsonl")
+    assert [told in r.detail for r in read(tmp_path / "records.jsonl", "records")[1]] == [True]
+
+
+def test_a_list_of_one_picture_and_languages_of_countries(tmp_path):
+    asked = [{"question": f"{lang}?", "answer": "yes", "lang": lang} for lang in ("en-US", "EN", "en_GB", "de-CH", None)]
+    layouts.jsonl([{"image": ["a.png"], "qa": asked}], tmp_path / "records.jsonl")
+    (record,), _ = read(tmp_path / "records.jsonl", "records")
+    assert [t.question for t in record.turns] == ["en-US?", "EN?", "en_GB?", "None?"] and record.left_out == 1 and record.images[0].relative == "a.png"
