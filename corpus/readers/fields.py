@@ -33,7 +33,7 @@ def answer(value: object) -> str | None:
 
 def identifier(value: object) -> str | None:
     """As `text`, for what may be a number or its text: 1.0 is 1."""
-    only = _only(value)
+    only = single(value)
     return text(int(only) if isinstance(only, float) and only.is_integer() else only)
 
 
@@ -45,7 +45,7 @@ def words(value: object) -> str:
     """
     if isinstance(value, str):
         return value
-    value = _only(value)
+    value = single(value)
     if isinstance(value, (list, tuple, dict)):
         raise NotARecord("a list or mapping where a text belongs")
     if isinstance(value, bytes):
@@ -53,7 +53,7 @@ def words(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def _only(value: object) -> object:
+def single(value: object) -> object:
     """What a list of one thing holds; an empty one holds nothing."""
     return (value[0] if value else None) if isinstance(value, (list, tuple)) and len(value) <= 1 else value
 

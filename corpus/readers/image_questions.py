@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from corpus.readers import parquet, tree
-from corpus.readers.fields import NotARecord, damaged, malformed, turn
+from corpus.readers.fields import NotARecord, damaged, malformed, single, turn
 from corpus.readers.pictures import find
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -47,6 +47,7 @@ def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rej
 
 
 def _data(cell: object) -> object:
+    cell = single(cell)
     return cell.get("bytes") or cell.get("path") if isinstance(cell, dict) else cell
 
 

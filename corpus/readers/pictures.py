@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 
 from corpus import originals
 from corpus.readers import tiff
-from corpus.readers.fields import NotARecord
+from corpus.readers.fields import NotARecord, single
 from corpus.readers.textfiles import parsed
 from corpus.record import Opener, Unreadable
 
@@ -139,11 +139,12 @@ def find(cell: object, root: Path, max_pixels: int) -> tuple[str, Opener]:
     """The identity of a picture and its opener, from what a table has for it.
 
     Args:
-        cell: a path below `root`, base64 text, bytes, or a mapping with `bytes` or `path`.
+        cell: a path below `root`, base64 text, bytes, or a mapping with `bytes` or `path`; or a list of one of these.
 
     Raises:
         NotARecord: it is none of these.
     """
+    cell = single(cell)
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, str) and cell.strip():

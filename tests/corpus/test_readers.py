@@ -185,6 +185,13 @@ def test_parquet_of_image_question_and_answer(tmp_path, format, folder):
     assert records[0].license == ("CC0-1.0" if format == "vqa-rad" else None)
 
 
+@pytest.mark.parametrize("format", ["vqa-rad", "path-vqa"])
+def test_a_list_of_one_picture_is_that_picture(tmp_path, format):
+    rows = [{"image": [{"bytes": layouts.encoded(n), "path": None}], "question": f"Question {q}?", "answer": "yes"} for n in (7, 8) for q in range(2)]
+    records, aside = read(layouts.table(rows, tmp_path / "rows.parquet"), format)
+    assert not aside and [len(r.turns) for r in records] == [2, 2] and same(records[1].images[0], 8)
+
+
 @pytest.mark.parametrize("place", ["default/test/0000.parquet", "default/vqa-rad-test.parquet", "test-00000-of-00001.parquet", "VQA RAD test (1).parquet"])
 @pytest.mark.parametrize("format", ["vqa-rad", "path-vqa", "unimed-5m"])
 def test_the_split_of_a_parquet_file_is_that_of_its_name_or_folder(tmp_path, format, place):
