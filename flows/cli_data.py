@@ -157,11 +157,16 @@ def data_review(
 
 def _ask(desk, cases: list, reviewer: str | None, note: str, overrule: bool, pictures: Path | None) -> None:
     """Show each case and ask for a word; pictures go when all is said."""
+    import signal
     import tempfile
 
     from corpus.review import AlreadyDecided
     from flows import review
 
+    # A terminal that is closed is an interruption too: at once ended, the process would leave the pictures.
+    for ending in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(ending) == signal.SIG_DFL:
+            signal.signal(ending, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="unimed-review-") as private:
         for number, case in enumerate(cases, start=1):
             samples = desk.samples(case)

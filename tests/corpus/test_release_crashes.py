@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -278,6 +280,19 @@ def test_decided_cases_make_room_for_others_in_the_queue(clinic):
     for case in first:
         desk.decide(case, True, "anna", "", False)
     assert len(desk.queue(3)) == 3 and not [case for case in desk.queue(9) if case in first]
+
+
+REVIEW = "import sys; from flows import cli, console; console.needs_stack = lambda: None; sys.argv = ['unimed', 'data', 'review']; cli.main()"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_review_that_is_ended_leaves_no_picture(clinic, tmp_path, ending):
+    desk = subprocess.Popen([sys.executable, "-c", REVIEW], cwd=REPO, env=os.environ | {"TMPDIR": str(tmp_path)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    shown = next(line for line in desk.stdout if line.startswith(str(tmp_path)))
+    assert Path(shown.strip()).is_file()
+    desk.send_signal(ending)
+    desk.communicate(timeout=60)
+    assert desk.returncode and not list(tmp_path.iterdir())
 
 
 def test_a_record_is_shown_and_decided_on_as_its_source_has_it_now(clinic, request, tmp_path):
