@@ -1,6 +1,7 @@
 """How the command line speaks: progress on stderr, results on stdout, one line an error, exit codes with a meaning."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
+
+from infra.proxies import past_proxies
 
 DONE, FAILED, USAGE, REFUSED, NO_EVIDENCE, INTERRUPTED = 0, 1, 2, 3, 4, 130
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -99,6 +102,7 @@ class Verbs(TyperGroup):
 
 def run(app: typer.Typer) -> None:
     """Run the app; what users can mend is told in a line, without a trace."""
+    os.environ.update(past_proxies())
     try:
         app()
     except Exception as error:

@@ -11,6 +11,8 @@ from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.sources import DotEnvSettingsSource
 
+from infra.proxies import past_proxies
+
 REPO = Path(__file__).resolve().parent.parent
 
 # No part of the stack phones home or waits for a network that may not be there.
@@ -76,7 +78,7 @@ class Settings(BaseSettings):
         return self.prefect_api_url.removesuffix("/api")
 
     def process_environment(self) -> dict[str, str]:
-        """The environment of a child process: addresses, credentials, and quiet libraries."""
+        """The environment of a child process: addresses, credentials, no proxy on the way to them, and quiet libraries."""
         secret = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
         plain = {name: str(value) for name, value in self if not isinstance(value, SecretStr)}
         own = {f"UNIMED_{name.upper()}": value for name, value in (plain | secret).items()}
@@ -91,7 +93,7 @@ class Settings(BaseSettings):
             "RAY_AUTH_MODE": self.ray_auth_mode,
             "RAY_AUTH_TOKEN_PATH": str(self.state_dir / "ray_token"),
         }
-        return own | others | QUIET
+        return own | others | past_proxies() | QUIET
 
     def export(self) -> None:
         """Put `process_environment` into this process, for libraries that read nothing else."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from infra.settings import REPO, Settings
+from infra.settings import REPO, Settings, get_settings
 from model.curriculum import StageParams
 from ray_jobs.params import Params, ParamsError, find_profile, load_params
 
@@ -207,8 +207,31 @@ class Refusing(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"gone" if plain else json.dumps({"error": {"message": "no model zz", "code": "model_not_found"}}).encode())
 
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
     def log_message(self, *_) -> None:
         pass
+
+
+@pytest.mark.parametrize("named", ["", "corp.example", "*"])
+def test_a_proxy_is_not_the_way_to_this_machine(monkeypatch, capsys, tmp_path, named):
+    """As in a clinic's network, where all that leaves it goes through one."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", named)
+    monkeypatch.setenv("no_proxy", "")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as endpoint:
+        threading.Thread(target=endpoint.serve_forever, daemon=True).start()
+        monkeypatch.setenv("UNIMED_SERVE_URL", f"http://127.0.0.1:{endpoint.server_port}")
+        monkeypatch.setenv("UNIMED_API_KEY", "k")
+        get_settings.cache_clear()
+        assert unimed(monkeypatch, "draw", "CT", "-o", str(tmp_path / "x.png")) == 1 and "the endpoint" in capsys.readouterr().err
+        endpoint.shutdown()
+    told = get_settings().process_environment()
+    assert told["no_proxy"] == told["NO_PROXY"] == {"": "127.0.0.1,localhost", "corp.example": "corp.example,127.0.0.1,localhost", "*": "*"}[named]
+    get_settings.cache_clear()
 
 
 def test_a_refusal_is_told_in_the_endpoints_words(monkeypatch):
