@@ -29,6 +29,8 @@ def shape(file: Path, name: str) -> tuple[int, ...]:
     try:
         with zipfile.ZipFile(file) as archive, archive.open(f"{name}.npy") as stream:
             return _header(stream)[0]
+    except Unreadable:
+        raise
     except Exception as error:  # damaged files raise anything, from zlib.error to TokenError
         raise Unreadable("unreadable-file", f"{name} cannot be read ({type(error).__name__})") from None
 
@@ -41,6 +43,8 @@ def rows(file: Path, name: str) -> Iterator[np.ndarray]:
             for _ in range(size[0]):
                 data = stream.read(prod(size[1:]) * dtype.itemsize)
                 yield np.frombuffer(data, dtype).reshape(size[1:])
+    except Unreadable:
+        raise
     except Exception as error:  # damaged files raise anything, from zlib.error to TokenError
         raise Unreadable("unreadable-file", f"{name} is damaged ({type(error).__name__})") from None
 
@@ -48,6 +52,8 @@ def rows(file: Path, name: str) -> Iterator[np.ndarray]:
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], np.dtype]:
     reader = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
     size, fortran, dtype = reader(stream)
-    if fortran or dtype.hasobject or not size or min(size) < 0 or 0 in size[1:] or prod(size[1:]) * dtype.itemsize > _LARGEST:
+    if fortran:
+        raise Unreadable("unreadable-file", "an array in Fortran's order, which does not stream; save it again as numpy.ascontiguousarray makes it")
+    if dtype.hasobject or not size or min(size) < 0 or 0 in size[1:] or prod(size[1:]) * dtype.itemsize > _LARGEST:
         raise ValueError("not a plain array of pictures")
     return size, dtype

@@ -451,6 +451,12 @@ def test_labels_that_are_no_class_and_counts_that_differ(tmp_path):
     assert [r.detail for r in read(tmp_path, "med-mnist")[1]] == ["not as many labels as images"]
 
 
+def test_an_array_that_does_not_stream_is_told(tmp_path):
+    np.savez(tmp_path / "bloodmnist_64.npz", train_images=np.asfortranarray(np.zeros((2, 64, 64, 3), np.uint8)), train_labels=np.array([[1], [0]]))
+    records, aside = read(tmp_path, "med-mnist")
+    assert not records and [(r.reason, "ascontiguousarray" in r.detail) for r in aside] == [("unreadable-file", True)]
+
+
 def test_every_task_of_unimedvl_reaches_the_corpus(tmp_path):
     file = layouts.unimedvl(tmp_path)
     file.write_text("".join(line for line in file.open() if "text-only" not in line))
