@@ -17,7 +17,7 @@ _PLAIN = ("images", "image", "imgs", "img", "pictures", "photos", "data")
 # Names that augmentation gives to its copies, which pose as further patients.
 _AUGMENTED = re.compile(r"(^|[_-])(\w*distorted|deformed|\d*rotated\d*|flipped|augmented)[_-]", re.IGNORECASE)
 # How masks of what is in the pictures are called, and folders of them.
-_MASK = re.compile(r"_(masks?(_\d+)?|segmentation|superpixels)$", re.IGNORECASE)
+_MASK = re.compile(r"(^|_)(masks?(_\d+)?|segmentation|superpixels)$", re.IGNORECASE)
 _MASKS = re.compile(r"masks?|annotations|segmentations|ground[ _-]?truth|gt", re.IGNORECASE)
 
 

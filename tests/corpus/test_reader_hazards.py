@@ -107,7 +107,7 @@ def test_augmented_copies_are_told_by_name(tmp_path, name):
     assert [r.reason for r in read(tmp_path, "image-folder")[1]] == ["augmented-copy"]
 
 
-@pytest.mark.parametrize("place", ["benign (0)_mask.png", "benign (0)_mask_1.png", "ISIC_1_Segmentation.png", "ISIC_1_superpixels.png", "train/masks/1.png", "Ground Truth/1.png", "gt/a/1.png"])
+@pytest.mark.parametrize("place", ["benign (0)_mask.png", "benign (0)_mask_1.png", "ISIC_1_Segmentation.png", "ISIC_1_superpixels.png", "xmlab1/mask.png", "train/masks/1.png", "Ground Truth/1.png", "gt/a/1.png"])
 def test_masks_are_told_by_name(tmp_path, place):
     layouts.save(0, tmp_path / place)
     for plain in ("benign/benign (0).png", "unmasked/1.png", "face masks/1.png", "a_mask_b.png"):
