@@ -58,6 +58,8 @@ _LICENSE_WORDS = (
     (r"no[ -]?deriv(ative)?s", "nd"),
     (r"public domain dedication and licen[cs]e|public domain dedication|licen[cs]e[ds]?|\b(the|version|international|unported|universal|new|or|revised|simplified)\b", " "),
 )
+# Characters of a licence's name or address; what is longer is a text of its own, and costs the square of its length.
+_LONGEST_LICENSE = 255
 # Of these there is one version.
 _ONLY_VERSION = {("cc0",): ("1.0", "cc0"), ("by", "odc"): ("1.0", "by", "odc"), ("pddl",): ("1.0", "pddl")}
 
@@ -87,7 +89,10 @@ def split(name: object) -> str | None:
 
 def license_id(name: object, allowed: tuple[str, ...]) -> str | None:
     """The allowed licence meant by a spelling such as "CC BY 4.0", "MIT License" or its address, or None."""
-    title, inner = re.fullmatch(r"(.*?)(?:\((.*)\)(?: *public domain dedication)?)?", _plain(name)).groups()
+    plain = _plain(name)
+    if len(plain) > _LONGEST_LICENSE:
+        return None
+    title, inner = re.fullmatch(r"(.*?)(?:\((.*)\)(?: *public domain dedication)?)?", plain).groups()
     wanted = _license_words(title)
     # A title with its short form: the same licence twice, or it is two.
     if inner and _license_words(inner) not in (wanted, tuple(sorted((*wanted, "cc")))):

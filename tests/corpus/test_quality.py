@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import time
 import zlib
 
 import numpy as np
@@ -301,6 +302,11 @@ def test_a_licence_is_known_by_its_published_spellings(written, meant):
     """But for what leaves a doubt, such as a licence without its version, or two."""
     assert vocabulary.license_id(written, vocabulary.LICENSES) == meant
     assert vocabulary.license_id("CC BY-NC-SA 4.0", ("CC-BY-NC-SA-4.0",))
+
+
+def test_a_licence_of_any_length_takes_no_time():
+    begun = time.process_time()
+    assert vocabulary.license_id("(" * 50_000, vocabulary.LICENSES) is None and time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(
