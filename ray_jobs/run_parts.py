@@ -66,7 +66,7 @@ def newest_recorded(store: ObjectStore, run: str, table: str) -> int:
     newest = 0
     for entry in store.list(f"training/{run}/{table}/"):
         with suppress(CorruptObject):
-            newest = max(newest, *_part(store, entry.key, None)["recorded"].to_pylist())
+            newest = max([newest, *_part(store, entry.key, None)["recorded"].to_pylist()])
     return newest
 
 
