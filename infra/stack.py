@@ -33,6 +33,10 @@ RAY_CPUS = 6
 # The resource that tells how many there are.
 RAY_CORES = "cores"
 RAY_OBJECT_STORE_BYTES = 300_000_000
+# Without these there is no cluster.
+RAY_PROCESSES = {"gcs_server", "raylet"}
+# A variable by which a service's processes tell whose they are.
+SERVICE = "UNIMED_SERVICE"
 
 _LET_GO_S = 2.5
 # Files whose share of deleted bytes is above it are written anew; at 0 those without any would be, too.
@@ -182,9 +186,12 @@ class Stack:
     # -- starting ---------------------------------------------------------------------------------
 
     def _ensure(self, name: str) -> str:
-        if self._process(name):
+        if self._is_whole(name):
             return f"{name} is up"
         begun = time.perf_counter()
+        if name == "ray":
+            # What is left of a cluster that died keeps its ports for half a minute.
+            _stop_all(self._strays(name))
         self._require_ports(name)
         getattr(self, f"_start_{name}")()
         return f"{name} started in {time.perf_counter() - begun:.1f} s"
@@ -256,7 +263,7 @@ class Stack:
         with open(self.logs / f"{name}.log", "ab") as log:
             child = subprocess.Popen(
                 [str(part) for part in command],
-                env=self._environment() | (extra or {}),
+                env=self._environment() | {SERVICE: name} | (extra or {}),
                 cwd=self.settings.repo_dir,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -292,13 +299,22 @@ class Stack:
         except (OSError, KeyError, ValueError, TypeError, psutil.Error):
             return None
 
-    def _strays(self) -> list[psutil.Process]:
-        """Processes of this stack that outlived their parents, recognised by the state folder they carry."""
+    def _is_whole(self, name: str) -> bool:
+        """Whether the service lives, and of Ray what it cannot be without: for half a minute its own process does not see that these died."""
+        process = self._process(name)
+        try:
+            return bool(process) and (name != "ray" or {child.name() for child in process.children() if child.status() != psutil.STATUS_ZOMBIE} >= RAY_PROCESSES)
+        except psutil.Error:
+            return False
+
+    def _strays(self, name: str | None = None) -> list[psutil.Process]:
+        """Processes of this stack, or of one of its services, that outlived their parents, recognised by what they carry."""
         mine, own = [], {os.getpid(), *(p.pid for p in psutil.Process().parents())}
         for process in psutil.process_iter():
             try:
-                carries = process.environ().get("UNIMED_STATE_DIR") == str(self.dir)
-                if process.pid not in own and carries and process.environ().get("UNIMED_S3_SECRET_KEY"):
+                carried = process.environ()
+                carries = carried.get("UNIMED_STATE_DIR") == str(self.dir) and carried.get("UNIMED_S3_SECRET_KEY")
+                if process.pid not in own and carries and name in (None, carried.get(SERVICE)):
                     mine.append(process)
             except psutil.Error:
                 continue

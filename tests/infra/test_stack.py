@@ -1,13 +1,15 @@
 """The local stack where things are in its way: other programs, another `up`, damaged records."""
 
+import json
 import os
 import socket
+import subprocess
 import threading
 
 import pytest
 
 from infra.settings import Settings, get_settings
-from infra.stack import Stack, StackError
+from infra.stack import BIN, Stack, StackError
 from infra.store import ObjectStore
 
 
@@ -52,6 +54,18 @@ def test_another_program_is_not_taken_for_a_service_beside_those_that_run(alone)
         other.listen()
         with pytest.raises(StackError, match="another program has port"):
             Stack()._require_ports("ray", seconds=0.5)
+
+
+@pytest.mark.parametrize("died", ["raylet", "ray"])
+def test_a_cluster_that_lost_a_part_is_started_anew_at_once(alone, died):
+    Stack().up(services=["ray"])
+    cluster = Stack()._process("ray")
+    cluster.kill() if died == "ray" else next(child for child in cluster.children() if child.name() == died).kill()
+    told: list[str] = []
+    Stack().up(told.append, services=["ray"])
+    assert told[0].startswith("ray started")
+    nodes = subprocess.run([BIN / "ray", "list", "nodes", "--format=json"], env=Stack()._environment(), capture_output=True, text=True, check=True, timeout=60).stdout
+    assert [node["state"] for node in json.loads(nodes)] == ["ALIVE"] and Stack()._process("ray").pid != cluster.pid
 
 
 def test_two_that_start_a_stack_at_once_start_it_once(alone):
