@@ -26,6 +26,8 @@ def text(value: object) -> str | None:
 
 def answer(value: object) -> str | None:
     """As `text`, but "None" is a word: SLAKE's answer to "What diseases are in the picture?"."""
+    if value is None:
+        return None
     found = " ".join(words(value).split())
     # Characters that show nothing, such as blanks of no width, are no answer either.
     return found if found.upper() not in _MISSING and any(map(str.isprintable, found)) else None
