@@ -234,7 +234,7 @@ class Stack:
         command += [f"--dashboard-agent-listen-port={port['ray_agent']}"]
         self._spawn("ray", command)
         token = (self.dir / "ray_token").read_text()
-        self._until("ray", lambda: _answers(f"{self.settings.ray_dashboard_url}/api/jobs/", {"Authorization": f"Bearer {token}"}), 180)
+        self._until("ray", lambda: self._is_whole("ray") and _answers(f"{self.settings.ray_dashboard_url}/api/jobs/", {"Authorization": f"Bearer {token}"}), 180)
 
     def _start_worker(self) -> None:
         """A process worker that runs the deployments of prefect.yaml."""
