@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import threading
+import time
 
+import psutil
 import pytest
 
 from infra.settings import Settings, get_settings
@@ -60,7 +62,11 @@ def test_another_program_is_not_taken_for_a_service_beside_those_that_run(alone)
 def test_a_cluster_that_lost_a_part_is_started_anew_at_once(alone, died):
     Stack().up(services=["ray"])
     cluster = Stack()._process("ray")
-    cluster.kill() if died == "ray" else next(child for child in cluster.children() if child.name() == died).kill()
+    killed = cluster if died == "ray" else next(child for child in cluster.children() if child.name() == died)
+    killed.kill()
+    # A signal takes a moment on a busy machine.
+    while killed.is_running() and killed.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.05)
     told: list[str] = []
     Stack().up(told.append, services=["ray"])
     assert told[0].startswith("ray started")
