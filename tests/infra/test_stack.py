@@ -33,6 +33,13 @@ def s3() -> ObjectStore:
     return ObjectStore(settings.bucket_logs, settings)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_port_that_another_program_took_meanwhile_is_given_up(alone):
     Stack().up(services=["s3"])
     before = get_settings()
@@ -65,7 +72,7 @@ def test_a_cluster_that_lost_a_part_is_started_anew_at_once(alone, died):
     killed = cluster if died == "ray" else next(child for child in cluster.children() if child.name() == died)
     killed.kill()
     # A signal takes a moment on a busy machine.
-    while killed.is_running() and killed.status() != psutil.STATUS_ZOMBIE:
+    while is_alive(killed):
         time.sleep(0.05)
     told: list[str] = []
     Stack().up(told.append, services=["ray"])
