@@ -237,7 +237,8 @@ def work_on(inputs: dict, run: str, place, log, notice, scratch: Path, under_ray
     try:
         return _work_on(inputs, run, place, log, notice, scratch, under_ray, metrics)
     except (LostShard, MixtureError, CheckpointError, CorruptObject, MissingObject) as error:
-        patiently(lambda: model_store().put_json(_ending_key(run), {"how": LOST, "why": str(error)}), minutes)
+        ending = {"how": LOST, "why": str(error)}
+        patiently(lambda: model_store().put_json(_ending_key(run), ending), minutes)
         raise
 
 
