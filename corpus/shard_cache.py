@@ -52,6 +52,7 @@ class ShardCache:
         self.store, self.folder, self.limit, self.outage_minutes = store, folder, limit, outage_minutes
         self._open: OrderedDict[str, _Shard] = OrderedDict()
         self._lock = threading.Lock()
+        # Asked for, and neither opened nor failed since: a shard is asked for with every draw.
         self._ahead: set[str] = set()
         self._asked: queue.SimpleQueue = queue.SimpleQueue()
         self._fetchers: list[threading.Thread] = []
@@ -77,7 +78,7 @@ class ShardCache:
     def fetch_ahead(self, file: dict) -> None:
         """Have a shard fetched in the background; what goes wrong shows when it is needed."""
         with self._lock:
-            if file["md5"] in self._open or file["md5"] in self._ahead or self._place(file).exists():
+            if file["md5"] in self._open or file["md5"] in self._ahead:
                 return
             self._ahead.add(file["md5"])
             if not self._fetchers:
@@ -95,8 +96,6 @@ class ShardCache:
                     if not self._place(file).exists():
                         self._keep(file, self._fetch(file, 0))
             except OSError:
-                pass
-            finally:
                 with self._lock:
                     self._ahead.discard(file["md5"])
 
@@ -107,6 +106,7 @@ class ShardCache:
                 return self._open[file["md5"]]
         shard = self._mapped(file) or self._brought(file)
         with self._lock:
+            self._ahead.discard(file["md5"])
             self._open[file["md5"]] = shard
             if len(self._open) > OPEN:
                 self._open.popitem(last=False)

@@ -61,7 +61,7 @@ class Batch:
     capacity: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Waiting:
     """A drawn sample that waits for a pack with room; everything but its key is planned again after a restart.
 

@@ -327,6 +327,27 @@ def test_the_cache_keeps_within_its_bound(record, model, tmp_path):
     assert 0 < most <= bound
 
 
+def test_a_shard_that_finds_no_room_is_not_fetched_ahead_again_with_every_draw(s3, tmp_path):
+    from infra.store import ObjectStore
+
+    class Counting(ObjectStore):
+        fetched = 0
+
+        def get(self, key):
+            self.fetched += 1
+            return super().get(key)
+
+    store = Counting(corpus_store().bucket)
+    made = publish([sample(n, source="roomless") for n in range(8)], store)
+    opened = reader(made, tmp_path, gib=1e-9, store=store)
+    before = store.fetched
+    for _ in range(50):
+        opened.fetch_ahead(0)
+        time.sleep(0.01)
+    assert store.fetched == before + 1
+    assert opened.load(0).source == "roomless"
+
+
 def shares(batches, of) -> dict[str, float]:
     found = Counter(of(key.sample) for batch in batches for key in batch.drawn)
     return {name: count / sum(found.values()) for name, count in found.items()}
