@@ -36,7 +36,6 @@ def ours(plan: dict) -> Callable[[], int]:
     import pandas  # noqa: F401 (pyarrow imports it with the first table)
 
     from corpus.reader import ReleaseReader
-    from corpus.sample import Sample
     from corpus.shard_cache import ShardCache
     from infra.store import corpus_store
     from model.curriculum import StageParams
@@ -51,22 +50,22 @@ def ours(plan: dict) -> Callable[[], int]:
     store = corpus_store()
     store.exists("peers")  # imports boto3, which is no part of reading
 
-    class Counting(ReleaseReader):
-        """Counts all samples that are read: the loader's thread is ahead of the packs it hands out, and has no last one."""
+    class Counting(Planner):
+        """Counts all samples that are decoded: the loader's thread is ahead of the packs it hands out, and has no last one."""
 
         count = 0
 
-        def load(self, position: int) -> Sample:
+        def plan(self, *of_a_draw) -> list:
             self.count += 1
-            return super().load(position)
+            return super().plan(*of_a_draw)
 
     def read() -> int:
-        reader = Counting(plan["release"], ShardCache(store, Path(plan["cache"])))
-        loader = Loader(reader, Planner(model, stage), stage, plan["seed"], [plan["rank"]], plan["ranks"])
-        while reader.count < plan["count"] // plan["ranks"]:
+        planner, reader = Counting(model, stage), ReleaseReader(plan["release"], ShardCache(store, Path(plan["cache"])))
+        loader = Loader(reader, planner, stage, plan["seed"], [plan["rank"]], plan["ranks"])
+        while planner.count < plan["count"] // plan["ranks"]:
             next(loader)
         loader.close()
-        return reader.count
+        return planner.count
 
     return read
 

@@ -11,7 +11,7 @@ import queue
 import random
 import sys
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from corpus.reader import ReleaseReader
+from corpus.sample import Sample
 from model.curriculum import StageParams
 from model.packing import Item, PackedSequence, item_cost, pack
 from ray_jobs.mixture import Mixture, MixtureError
@@ -27,6 +28,8 @@ from ray_jobs.plans import Planner
 
 # A shard is asked for so many draws of its group before it is needed, a pass at most.
 AHEAD = 256
+# Samples that a stream reads at a time: one by one, between pictures that are decoded, each takes twice as long.
+AT_ONCE = 16
 # Samples in a row that may be unusable before the stage is told to have none.
 MOST_SKIPPED = 1000
 # A thread that still waits for a silent store when the loader is closed is left to itself after so long.
@@ -99,6 +102,8 @@ class Stream:
         self.key = f"{mixture.key}/{number}"
         self.most = min(stage.tokens_per_pack, stage.tokens_per_sample or stage.tokens_per_pack)
         self.position, self.drawn = 0, Counter()
+        # Read and not drawn yet: group, row and sample of each.
+        self._read: deque[tuple[str, int, Sample]] = deque()
         self.waiting: list[_Waiting] = []
         self.skipped: list[dict] = []
 
@@ -124,31 +129,39 @@ class Stream:
 
     def restore(self, state: StreamState) -> None:
         self.position, self.drawn = state.position, state.drawn.copy()
-        self.waiting = [sample for key in state.waiting if (sample := self._planned(*key))]
+        self.waiting = [sample for position, row in state.waiting if (sample := self._planned(position, row, self.reader.load(row)))]
 
     def _look_ahead(self) -> None:
         skipped = 0
         while len(self.waiting) < max(1, self.stage.lookahead):
-            position, row = self._draw()
-            if sample := self._planned(position, row):
+            if sample := self._planned(*self._draw()):
                 self.waiting.append(sample)
                 skipped = 0
             elif (skipped := skipped + 1) == MOST_SKIPPED:
                 raise MixtureError(f"stage {self.stage.name!r}: {skipped} samples in a row cannot be used, the last for {self.skipped[-1]['reason']!r}")
 
-    def _draw(self) -> tuple[int, int]:
-        """The next (position, row)."""
-        rng = random.Random(f"{self.key}/{self.position}/group")
-        group = self.mixture.draw(rng)
-        passes, drawn = self.mixture.groups[group], self.drawn[group]
-        self.reader.fetch_ahead(passes.at(self.number, drawn + min(AHEAD, len(passes) // passes.streams)))
+    def _draw(self) -> tuple[int, int, Sample]:
+        """The next position, row and sample."""
+        if not self._read:
+            self._read.extend((group, row, self.reader.load(row)) for group, row in self._next_rows())
+        group, row, sample = self._read.popleft()
         self.drawn[group] += 1
         self.position += 1
-        return self.position - 1, passes.at(self.number, drawn)
+        return self.position - 1, row, sample
 
-    def _planned(self, position: int, row: int) -> _Waiting | None:
+    def _next_rows(self) -> list[tuple[str, int]]:
+        """Group and row of the next draws."""
+        drawn, found = self.drawn.copy(), []
+        for position in range(self.position, self.position + AT_ONCE):
+            group = self.mixture.draw(random.Random(f"{self.key}/{position}/group"))
+            passes = self.mixture.groups[group]
+            self.reader.fetch_ahead(passes.at(self.number, drawn[group] + min(AHEAD, len(passes) // passes.streams)))
+            found.append((group, passes.at(self.number, drawn[group])))
+            drawn[group] += 1
+        return found
+
+    def _planned(self, position: int, row: int, sample: Sample) -> _Waiting | None:
         """The sample's items, the same whenever they are planned; None for one that cannot be used, which is noted."""
-        sample = self.reader.load(row)
         try:
             items = self.planner.plan(sample, random.Random(f"{self.key}/{position}"))
             costs = [item_cost(item, self.planner.config) for item in items]
