@@ -9,6 +9,7 @@ later supersede.
 import io
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 from infra.store import CorruptObject, ObjectStore
@@ -51,9 +52,9 @@ def read_table(store: ObjectStore, run: str, table: str):
     return _read(store, [f"training/{run}/{table}/"])
 
 
-def read_newest(store: ObjectStore, run: str, table: str):
-    """Rows of the furthest window of steps."""
-    return _read(store, store.folders(f"training/{run}/{table}/")[-1:])
+def read_windows(store: ObjectStore, run: str, table: str) -> Iterator:
+    """Rows of each window of steps, the furthest first."""
+    return (_read(store, [folder]) for folder in reversed(store.folders(f"training/{run}/{table}/")))
 
 
 def read_step(store: ObjectStore, run: str, table: str, step: int):

@@ -140,8 +140,12 @@ def _about(run: str, store: ObjectStore) -> dict:
 
 
 def _last(run: str, store: ObjectStore) -> dict:
-    rows = run_parts.current(run_parts.read_newest(store, run, "metrics")).drop(columns="recorded").tail(1).to_dict("records")
-    return {name: value for row in rows for name, value in row.items() if value == value}
+    """The last log line that counts. Where the run has gone back, the furthest steps may have none."""
+    back = _went_back(run_parts.read_table(store, run, "events"))
+    for window in run_parts.read_windows(store, run, "metrics"):
+        for row in run_parts.current(window, back).drop(columns="recorded").tail(1).to_dict("records"):
+            return {name: value for name, value in row.items() if value == value}
+    return {}
 
 
 def _scores(frame) -> list[dict]:

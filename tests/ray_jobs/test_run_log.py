@@ -104,6 +104,17 @@ def test_a_line_that_was_undone_does_not_count_where_lines_come_at_other_steps(s
     assert runs.read("foundation-sparse").metrics["step"].tolist() == [8, 10, 15]
 
 
+def test_a_run_that_went_back_is_listed_with_the_step_that_it_went_back_to(s3):
+    """Until it has told of further steps; here nothing is left of the furthest window of steps."""
+    log = RunLog("foundation-listed")
+    log.begin(ABOUT)
+    for step in (9_980, 9_990, 10_010):
+        log.metrics(row(step))
+    log.event(9_985, "rolled-back", "from step 10015 to 9985")
+    log.close()
+    assert next(run for run in runs.every() if run["run"] == "foundation-listed")["last"]["step"] == 9_980
+
+
 def test_a_roll_back_within_an_attempt_supersedes_as_well(s3):
     log = RunLog("foundation-back")
     log.begin(ABOUT)
