@@ -33,6 +33,8 @@ COMMIT, STATE, DAMAGED, ABANDONED = "commit.json", "state.json", "damaged.json",
 # Of a checkpoint's folder; before the name, of one that is fetched.
 INTERIM = "-interim"
 _NAME, RESUME = re.compile(rf"\d{{8}}-[0-9a-f]{{8}}({INTERIM})?"), "resume-"
+# Of a file in it: what damage has made of a name may lead elsewhere, or be no file's name at all.
+_FILE = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
 
 # DCP warns that HF storage keeps no extra metadata; ours lies in state.json.
 warnings.filterwarnings("ignore", module="torch.distributed.checkpoint")
@@ -272,7 +274,7 @@ def _marker(store: ObjectStore, prefix: str) -> dict:
     except ValueError:
         marker = None
     files = marker.get("files") if isinstance(marker, dict) else None
-    if not isinstance(files, dict) or STATE not in files or len(files) < 2 or not isinstance(marker.get("at"), str):
+    if not isinstance(files, dict) or STATE not in files or len(files) < 2 or not all(map(_FILE.fullmatch, files)) or not isinstance(marker.get("at"), str):
         raise DamagedCheckpoint(f"{prefix}/{COMMIT} is damaged: it does not name the checkpoint's files")
     return marker
 

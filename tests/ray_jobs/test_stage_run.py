@@ -129,7 +129,10 @@ def spoil(run: str, name: str, file: str, data: bytes) -> None:
     model_store().put(f"{checkpoints_prefix(run)}{name}/{file}", data)
 
 
-@pytest.mark.parametrize("data", [b"", b'{"step": 20, "fil', b'{"step": 20, "at": "x"}', b'{"files": {}, "at": "x"}', b"[]", b"\xff\xfe\x00"])
+NAMES = ("../../escaped", "a\0b", "x" * 2000, "")
+
+
+@pytest.mark.parametrize("data", [b"", b'{"step": 20, "fil', b'{"step": 20, "at": "x"}', b'{"files": {}, "at": "x"}', b"[]", b"\xff\xfe\x00", *(json.dumps({"files": {"state.json": {}, name: {}}, "at": "x"}).encode() for name in NAMES)])
 def test_a_damaged_marker_is_told_and_the_checkpoint_before_is_taken(s3, tmp_path, data):
     first, _ = kept_by("marker", tmp_path / "a")
     save(first, 10)
