@@ -20,13 +20,15 @@ def passing(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def brought(target: Path, fill: Callable[[Path], object]) -> Path:
-    """`target`; where it is not there, `fill` makes it in a folder beside."""
-    if target.exists():
+def brought(target: Path, fill: Callable[[Path], object], whole: Callable[[Path], bool] = Path.exists) -> Path:
+    """`target`; where it is not there, or not `whole` any more, `fill` makes it in a folder beside."""
+    if target.exists() and whole(target):
         return target
     with passing(target.parent / f".{target.name}") as beside:
-        if not target.exists():
+        if not (target.exists() and whole(target)):
             fill(beside)
+            if target.exists():
+                shutil.rmtree(target)
             _place(beside, target)
     return target
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -45,19 +46,19 @@ class Alias:
     etag: str
 
 
-def describe_files(folder: Path) -> dict[str, dict]:
+def describe_files(folder: Path, sha256: Callable[[Path], str] = file_sha256) -> dict[str, dict]:
     """{relative path: {sha256, size}} of a folder, the manifest excepted."""
     paths = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "size": path.stat().st_size}
+        path.relative_to(folder).as_posix(): {"sha256": sha256(path), "size": path.stat().st_size}
         for path in paths
         if path.name != MANIFEST
     }
 
 
-def content_hash(folder: Path) -> str:
+def content_hash(folder: Path, sha256: Callable[[Path], str] = file_sha256) -> str:
     """One hash for a model folder: equal configs, weights and tokenizer give equal hashes."""
-    return digest({path: entry["sha256"] for path, entry in describe_files(folder).items()})
+    return digest({path: entry["sha256"] for path, entry in describe_files(folder, sha256).items()})
 
 
 class ModelRegistry:
@@ -100,29 +101,21 @@ class ModelRegistry:
         return ModelVersion(**{name: found[name] for name in names})
 
     def fetch(self, version: str, cache_dir: Path | None = None) -> Path:
-        """The version's folder on local disk, every file checked against the manifest.
+        """The version's folder on local disk, every file checked against the manifest; one that was damaged there is fetched anew.
 
         Raises:
-            CorruptModel: naming the file whose content is not the published one.
+            CorruptModel: naming the file in the store whose content is not the published one.
         """
         manifest = self.get(version)
         target = (cache_dir or get_settings().state_dir / "cache" / "models") / version
-        if target.exists():
-            self._verify(target, manifest)
-            return target
 
         def fill(folder: Path) -> None:
             for path in manifest.files:
                 self.store.download_file(f"versions/{version}/{path}", folder / path)
-            self._verify(folder, manifest)
+            if damaged := _damaged(folder, manifest):
+                raise CorruptModel(f"{version}: {damaged[0]} does not match its published SHA-256; put an earlier copy of versions/{version}/{damaged[0]} back into bucket {self.store.bucket!r}")
 
-        return brought(target, fill)
-
-    @staticmethod
-    def _verify(folder: Path, manifest: ModelVersion) -> None:
-        for path, entry in manifest.files.items():
-            if not (folder / path).exists() or file_sha256(folder / path) != entry["sha256"]:
-                raise CorruptModel(f"{manifest.id}: {path} does not match its published SHA-256; delete {folder / path} and fetch it again, or restore the object")
+        return brought(target, fill, whole=lambda folder: not _damaged(folder, manifest))
 
     def add_record(self, version: str, kind: str, record: dict) -> str:
         """Keep a record (evaluation, gate, approval …) beside the version; equal records are kept once."""
@@ -227,6 +220,11 @@ class ModelRegistry:
     def mark_candidate(self, version: str) -> None:
         """Point `candidate` at a version that waits for the gate."""
         self._point("candidate", version)
+
+
+def _damaged(folder: Path, manifest: ModelVersion) -> list[str]:
+    """Files of a version that are gone or are not what was published."""
+    return [path for path, entry in manifest.files.items() if not (folder / path).exists() or file_sha256(folder / path) != entry["sha256"]]
 
 
 def _unknown(version: str) -> MissingObject:

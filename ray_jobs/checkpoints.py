@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from infra.checksums import kept_sha256
 from infra.folders import brought
 from infra.progress import ByteProgress
 from infra.records import digest
@@ -33,7 +34,7 @@ def publish_files(files: Mapping[str, Path], sha256: Mapping[str, str], step: st
 
 
 def fetch_folder(record: dict) -> Path:
-    """The folder of a record on local disk, downloaded at most once. A record may also name a model version.
+    """The folder of a record on local disk, downloaded once, and again where it was damaged there. A record may also name a model version.
 
     Raises:
         OSError: what arrived is not what was published.
@@ -46,4 +47,8 @@ def fetch_folder(record: dict) -> Path:
         if content_hash(folder) != record["content_hash"]:
             raise OSError(f"{record['prefix']} in the models bucket does not match its recorded hash; run the stage that made it again with --force")
 
-    return brought(get_settings().state_dir / "cache" / "stages" / record["content_hash"], fill)
+    def whole(folder: Path) -> bool:
+        # Every worker and every flow asks, and one may begin with many gigabytes.
+        return content_hash(folder, kept_sha256) == record["content_hash"]
+
+    return brought(get_settings().state_dir / "cache" / "stages" / record["content_hash"], fill, whole)

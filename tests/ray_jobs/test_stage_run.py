@@ -23,7 +23,7 @@ from model.config import ModelConfig
 from model.curriculum import AnomalyParams, StageParams
 from model.packing import TextItem, pack
 from model.testing import make_tiny
-from ray_jobs.checkpoints import publish_folder
+from ray_jobs.checkpoints import fetch_folder, publish_folder
 from ray_jobs.meter import Meter
 from ray_jobs.params import load_params
 from ray_jobs.place import alone
@@ -170,6 +170,14 @@ def test_what_is_wrong_with_the_machine_or_the_store_is_no_damaged_checkpoint(s3
             patched.setattr("infra.store.ObjectStore.download_file", refuse)
             step_in(checkpoints)
     assert kinds == ["checkpoint-unread"] * 2 and step_in(checkpoints) == 10
+
+
+def test_what_a_stage_begins_with_is_fetched_anew_where_it_was_cut(tiny, s3):
+    """Whoever learned from it, or published it as a version, would take what is left for the weights."""
+    record = publish_folder(tiny, "cut")
+    with open(fetch_folder(record) / "ema.safetensors", "r+b") as file:
+        file.truncate(5000)
+    assert (fetch_folder(record) / "ema.safetensors").read_bytes() == (tiny / "ema.safetensors").read_bytes()
 
 
 def stage_of_texts(tiny, source: str = "made") -> dict:
