@@ -186,12 +186,12 @@ class ModelRegistry:
     def promote(self, version: str) -> Alias:
         """Make a version champion; the old champion becomes `previous`."""
         champion = self.alias("champion")
-        if champion and champion.version == version:
-            return champion
-        moved = self.move_alias("champion", version, champion.version if champion else None)
-        if champion:
-            self._point("previous", champion.version)
-        return moved
+        if champion is None or champion.version != version:
+            champion = self.move_alias("champion", version, champion.version if champion else None)
+        # Also where it is asked for again, as who promoted it may have been killed before this.
+        if champion.previous:
+            self._point("previous", champion.previous)
+        return champion
 
     def rollback(self) -> Alias:
         """Make the previous champion champion again; the two change places.

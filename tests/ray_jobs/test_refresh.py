@@ -58,3 +58,19 @@ def test_a_refresh_that_was_promoted_and_run_again_has_nothing_to_train(s3, regi
     refresh(LATER, force=True)
     refresh(LATEST)
     assert begun[2:] == [(heir, LATER)] * 2
+
+
+def test_a_promotion_that_was_killed_half_way_is_finished_when_it_is_asked_for_again(s3, registry, weights, monkeypatch):
+    """Else the way back from the new champion would lead to none, or past the one before it."""
+    first, second = (registry.publish(weights(name), {}).id for name in ("first", "second"))
+    registry.promote(first)
+
+    def killed(self, name, version):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ModelRegistry, "_point", killed)
+        registry.promote(second)
+    assert registry.aliases() == {"champion": second}
+    registry.promote(second)
+    assert registry.rollback().version == first and registry.aliases() == {"champion": first, "previous": second}
