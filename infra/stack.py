@@ -91,8 +91,9 @@ class Stack:
                 if process:
                     _stop_tree(process)
                     on_step(f"{name} stopped")
-                (self.pids / f"{name}.json").unlink(missing_ok=True)
             _stop_all(self._strays())
+            for name in SERVICES:
+                (self.pids / f"{name}.json").unlink(missing_ok=True)
             # Ray keeps sockets and logs of a session outside of the state folder; the next start makes its own.
             shutil.rmtree(self._ray_dir, ignore_errors=True)
 
@@ -232,7 +233,8 @@ class Stack:
         command += [f"--resources={json.dumps({RAY_CORES: len(os.sched_getaffinity(0))})}"]
         command += [f"--temp-dir={self._ray_dir}", "--disable-usage-stats", f"--ray-client-server-port={port['ray_client']}"]
         command += [f"--dashboard-agent-listen-port={port['ray_agent']}"]
-        self._spawn("ray", command)
+        # Its own actors ask which cluster they are in, and find no answer where the machine has two.
+        self._spawn("ray", command, {"RAY_ADDRESS": self.settings.ray_address})
         token = (self.dir / "ray_token").read_text()
         self._until("ray", lambda: self._is_whole("ray") and _answers(f"{self.settings.ray_dashboard_url}/api/jobs/", {"Authorization": f"Bearer {token}"}), 180)
 
@@ -308,17 +310,31 @@ class Stack:
             return False
 
     def _strays(self, name: str | None = None) -> list[psutil.Process]:
-        """Processes of this stack, or of one of its services, that outlived their parents, recognised by what they carry."""
+        """Processes of this stack, or of one of its services, that outlived their parents, recognised by what they carry.
+
+        Some of Ray's write a title over that; they are known by the session that their service began.
+        """
         mine, own = [], {os.getpid(), *(p.pid for p in psutil.Process().parents())}
+        sessions = {self._session(service) for service in ([name] if name else SERVICES)} - {None}
         for process in psutil.process_iter():
             try:
                 carried = process.environ()
                 carries = carried.get("UNIMED_STATE_DIR") == str(self.dir) and carried.get("UNIMED_S3_SECRET_KEY")
-                if process.pid not in own and carries and name in (None, carried.get(SERVICE)):
+                if process.pid not in own and (carries and name in (None, carried.get(SERVICE)) or os.getsid(process.pid) in sessions):
                     mine.append(process)
-            except psutil.Error:
+            except (psutil.Error, OSError):
                 continue
         return mine
+
+    def _session(self, name: str) -> int | None:
+        """The session that a service began. While one of it lives no other process gets its number, which is the service's."""
+        try:
+            record = json.loads((self.pids / f"{name}.json").read_text())
+            pid, started = record["pid"], record["started"]
+            its_own = _started(pid) == started if psutil.pid_exists(pid) else started.startswith(_boot())
+            return pid if its_own else None
+        except (OSError, KeyError, ValueError, TypeError, AttributeError):
+            return None
 
 
 def _stop_tree(process: psutil.Process) -> None:
@@ -346,7 +362,11 @@ def _stop_all(processes: list[psutil.Process]) -> None:
 def _started(pid: int) -> str:
     """When a process began: this boot and the clock ticks since. The time of day may be set anew while it runs."""
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {ticks}"
+    return f"{_boot()} {ticks}"
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _answers(url: str, headers: dict[str, str] | None = None) -> bool:

@@ -63,7 +63,7 @@ def test_another_program_is_not_taken_for_a_service_beside_those_that_run(alone)
             Stack()._require_ports("ray", seconds=0.5)
 
 
-@pytest.mark.parametrize("died", ["raylet", "ray"])
+@pytest.mark.parametrize("died", ["raylet", "ray", "gcs_server"])
 def test_a_cluster_that_lost_a_part_is_started_anew_at_once(alone, died):
     Stack().up(services=["ray"])
     cluster = Stack()._process("ray")
@@ -77,6 +77,8 @@ def test_a_cluster_that_lost_a_part_is_started_anew_at_once(alone, died):
     assert told[0].startswith("ray started")
     anew = Stack()._process("ray")
     assert anew.pid != cluster.pid and {"raylet", "gcs_server"} <= {child.name() for child in anew.children() if is_alive(child)}
+    # What it starts knows which cluster it is in, also on a machine with several.
+    assert anew.environ()["RAY_ADDRESS"] == get_settings().ray_address
 
 
 def test_two_that_start_a_stack_at_once_start_it_once(alone):
