@@ -49,6 +49,9 @@ class Notice:
             try:
                 if ray.get(self.bell.is_rung.remote(), timeout=10):
                     _told.set()
+            except ray.exceptions.GetTimeoutError:
+                # A busy machine: whoever gave up asking would never be told, and what it has done since its checkpoint be lost.
+                continue
             except ray.exceptions.RayError:
                 # The job's process is gone, and with it soon this worker.
                 return
