@@ -8,6 +8,7 @@ does one that the run has gone back behind, to the name `abandoned.json`. One wh
 run was stopped: it is gone on from, but bad steps take no run back to it, as the undisturbed run does not have it.
 """
 
+import hashlib
 import json
 import re
 import secrets
@@ -170,9 +171,8 @@ class StageCheckpoints:
         streams = {name: place for _, part, _ in everybody for name, place in part.items()}
         text = json.dumps({"state": json.loads(state), "streams": streams}).encode()
         files = {name: what for part, _, _ in everybody for name, what in part.items()}
-        state_file = folder / STATE
-        state_file.write_bytes(text)
-        files[STATE] = _described(state_file)
+        # Of no file: where machines share a disk, another may have cleared the folder by now.
+        files[STATE] = {"size": len(text), "sha256": hashlib.sha256(text).hexdigest()}
         self._patiently(lambda: self.store.put(self._key(folder, STATE), text))
         marker = {"step": step, "files": files, "workers": self.place.workers, "at": utc_now()}
         self._patiently(lambda: self.store.put_json(self._key(folder, COMMIT), marker))

@@ -479,6 +479,14 @@ def test_a_disk_without_room_for_a_folder_costs_a_checkpoint(s3, tmp_path):
     assert not checkpoints.wait() and kinds == ["checkpoint-failed"] and not in_store("no-folder")
 
 
+def test_a_folder_that_another_machine_has_cleared_costs_no_checkpoint(s3, tmp_path):
+    """Where machines share a disk: the one that is told first that all is sent clears it, as the checkpoint is being committed."""
+    checkpoints, kinds = kept_by("shared-disk", tmp_path / "scratch")
+    checkpoints.before_commit = lambda: shutil.rmtree(tmp_path / "scratch")
+    save(checkpoints, 10)
+    assert step_in(checkpoints) == 10 and not kinds
+
+
 def test_what_killed_attempts_left_on_this_machine_goes(s3, tmp_path):
     left = [tmp_path / name for name in ("00000008-0123abcd", "resume-00000004-0123abcd")]
     for folder in (*left, tmp_path / "somebody-elses"):
