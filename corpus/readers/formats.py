@@ -21,9 +21,11 @@ AUTO = "auto"
 _HOLDING = ("med-mnist", "nifti", "dicom")
 # Formats whose files lie in folders that may be called after people, as they may be themselves; and how files of scans end.
 _OF_PATIENTS = ("dicom", "nifti")
-_PATIENTS_FILE = re.compile(r"\.(dcm|dicom|ima|nii|hdr|img|mgz|mgh|mha|mhd|nrrd|nhdr|mnc|par|rec)(\.(gz|zip|bz2))?$", re.IGNORECASE)
-# A patient's scans are often sent as one.
-_ARCHIVE = re.compile(r"\.(zip|7z|rar|tgz|tar(\.\w+)?)$", re.IGNORECASE)
+_VOLUMES = "hdr|img|mgz|mgh|mha|mhd|nrrd|nhdr|mnc|par|rec"
+_VOLUME = re.compile(rf"\.({_VOLUMES})(\.gz)?$", re.IGNORECASE)
+_PATIENTS_FILE = re.compile(rf"\.(dcm|dicom|ima|nii|{_VOLUMES})(\.(gz|zip|bz2))?$", re.IGNORECASE)
+# A patient's scans are often sent as one. What is read gzipped needs no unpacking.
+_PACKED = re.compile(r"\.(zip|7z|rar|tgz|tar(\.\w+)?)$|(?<!\.json)(?<!\.jsonl)(?<!\.tsv)\.(gz|bz2|xz|zst)$", re.IGNORECASE)
 # In the name of a folder of scans that is called after what it holds, not after a patient; words of modalities, splits and body parts are, too, and BIDS's numbers for people.
 _OF_SCANS = re.compile(r"^sub-|dicom|dcm|nifti|(^|[^a-z])nii([^a-z]|$)|volume|scan|image|picture|stud(y|ies)|series|patients|data|files")
 _BODY = {word for parts in anatomy.BODY_PARTS.items() for part in parts for word in part.casefold().split()} - {"and"}
@@ -116,9 +118,8 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
         yield replace(refused, where=f"file {number} of {len(closed)} that may not be read") if scans.may_name(source.path / refused.where) else refused
     for file in unknown:
         # A JSON file beside named pictures is theirs: SLAKE has two for each.
-        if not textfiles.named(file, ".json") or os.path.abspath(file.parent) not in claimed:
-            told = "an archive: unpack it" if _ARCHIVE.search(file.name) else "no reader recognises this file; name its format with --format"
-            yield Rejection(source.name, unnamed(file) if scans.may_name(file) else source.place(file), "unknown-format", told)
+        if not textfiles.named(file, *textfiles.JSON) or os.path.abspath(file.parent) not in claimed:
+            yield Rejection(source.name, unnamed(file) if scans.may_name(file) else source.place(file), "unknown-format", _mend(file))
     for where, names in tree.folders(source.path):
         pictures, folder = [name for name in names if _is_picture(name)], os.path.abspath(where)
         beneath_damage = not doubtful.isdisjoint((folder, *map(str, Path(folder).parents)))
@@ -132,6 +133,13 @@ def _each(source: Source) -> Iterator[Record | Rejection]:
                 yield from image_folder.read_picture(file, source)
     if not (found or unknown):
         raise FileNotFoundError(f"{source.path} holds no data; the formats read are {', '.join(FORMATS)} (docs/data.md)")
+
+
+def _mend(file: Path) -> str:
+    """What can be done about a file that no reader recognises."""
+    if _VOLUME.search(file.name):
+        return "a volume of a format that is not read: save it as NIfTI in one file (.nii.gz)"
+    return "packed: unpack it first" if _PACKED.search(file.name) else "no reader recognises this file; name its format with --format"
 
 
 def _is_picture(name: str) -> bool:
@@ -198,7 +206,7 @@ class _Scans:
 
     def may_name(self, file: Path) -> bool:
         """Whether a file that could not be read may be a scan, or lies among scans."""
-        return bool(_PATIENTS_FILE.search(file.name) or (self._tops and _ARCHIVE.search(file.name))) or self.are_near(file)
+        return bool(_PATIENTS_FILE.search(file.name) or (self._tops and _PACKED.search(file.name))) or self.are_near(file)
 
     def _top(self, file: Path) -> str:
         """The folder directly below the source's in which a file lies, or nothing."""

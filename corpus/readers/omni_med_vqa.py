@@ -27,7 +27,7 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _is_named(path: Path) -> bool:
-    return textfiles.named(path, ".json")
+    return textfiles.named(path, *textfiles.JSON)
 
 
 def picture_root(file: Path, source: Source) -> Path:

@@ -14,6 +14,8 @@ from corpus.sample import Turn
 LICENSE = "CC-BY-4.0"
 ATTRIBUTION = "SLAKE (Liu et al., ISBI 2021) <https://www.med-vqa.com/slake/>"
 _SPLITS = {"train": "train", "validate": "val", "validation": "val", "val": "val", "test": "test"}
+# Of the pictures; some re-saves have it in their names, too.
+_FOLDER = "imgs"
 
 
 def recognises(path: Path) -> bool:
@@ -27,7 +29,13 @@ def read(source: Source) -> Iterator[Record | Rejection]:
 
 
 def _is_named(path: Path) -> bool:
-    return textfiles.named(path, ".json") and path.stem.casefold() in _SPLITS
+    return _split(path) is not None
+
+
+def _split(path: Path) -> str | None:
+    """The split that a question file is named after, which also tells it from the picture folders' own."""
+    name = path.name.casefold()
+    return next((_SPLITS.get(name.removesuffix(ending)) for ending in textfiles.JSON if name.endswith(ending)), None)
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:
@@ -60,7 +68,8 @@ def _turn(row: dict, source: Source) -> Turn | None:
 
 def _record(picture: str, rows: list[tuple[dict, Turn | None]], file: Path, source: Source) -> Record:
     first, asked = rows[0][0], [(row, t) for row, t in rows if t]
-    root = source.image_root or (file.parent / "imgs" if (file.parent / "imgs").is_dir() else file.parent)
+    beside = file.parent / _FOLDER
+    root = source.image_root or (beside if beside.is_dir() and Path(picture).parts[0] != _FOLDER else file.parent)
     place = f"{source.place(file)}:{shown(picture)}"
     facts = [{"question": t.question} | kept(row, "qid", "q_lang", "content_type", "base_type", "triple") for row, t in asked]
     return Record(
@@ -75,7 +84,7 @@ def _record(picture: str, rows: list[tuple[dict, Turn | None]], file: Path, sour
             modality=_modality(first),
             license=source.license or LICENSE,
             attribution=ATTRIBUTION,
-            split=_SPLITS.get(file.stem.casefold()),
+            split=_split(file),
         ),
     )
 

@@ -13,6 +13,8 @@ from typing import TextIO
 
 from corpus.record import Unreadable
 
+# How files of JSON end, gzipped or not.
+JSON = (".json", ".json.gz")
 # What a file is known by: so many characters of it, or of each of so many lines or objects, as the first may be damaged.
 _HEAD, _FIRST = 2**20, 16
 _KEY, _DECODER = re.compile(r'"([^"\\]{1,64})"\s*:'), json.JSONDecoder()

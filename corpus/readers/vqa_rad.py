@@ -17,14 +17,14 @@ _FOLDERS = ("VQA_RAD Image Folder", "VQA_RAD_Image_Folder", "images", "imgs")
 
 def recognises(path: Path) -> bool:
     """The JSON by its keys; a Parquet file of image, question and answer by "vqa-rad" in its path."""
-    if textfiles.named(path, ".json"):
+    if textfiles.named(path, *textfiles.JSON):
         return {"image_name", "phrase_type", "question"} <= textfiles.json_keys(path)
     return image_questions.recognises(path, "vqarad")
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:
     """A record a picture and split. The picture's name (its content, in Parquet) is its patient: all test pictures are in train too."""
-    return tree.read_each(source, lambda file: textfiles.named(file, ".json", ".parquet"), _read_file, "VQA-RAD file")
+    return tree.read_each(source, lambda file: textfiles.named(file, *textfiles.JSON, ".parquet"), _read_file, "VQA-RAD file")
 
 
 def _read_file(file: Path, source: Source) -> Iterator[Record | Rejection]:

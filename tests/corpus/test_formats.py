@@ -230,10 +230,29 @@ def test_accents_may_be_letters_of_their_own(tmp_path, written, stored):
     assert not aside and [r.split for r in records] == ["test"] and records[0].images[0]().size
 
 
-def test_an_archive_is_to_be_unpacked(tmp_path):
+@pytest.mark.parametrize("name", ["imgs.zip", "2.PNG.gz", "rows.parquet.gz", "imgs.tar.zst", "a.csv.bz2"])
+def test_what_is_packed_is_to_be_unpacked(tmp_path, name):
     layouts.save(1, tmp_path / "1.png")
-    (tmp_path / "imgs.zip").write_bytes(b"PK")
-    assert [(r.where, r.detail) for r in read(tmp_path)[1]] == [("imgs.zip", "an archive: unpack it")]
+    (tmp_path / name).write_bytes(b"PK")
+    assert [(r.where, r.detail) for r in read(tmp_path)[1]] == [(name, "packed: unpack it first")]
+
+
+@pytest.mark.parametrize("name, told", [("Jane Doe.dcm.gz", "packed"), ("Jane Doe.hdr", "save it as NIfTI"), ("Jane Doe.img.gz", "save it as NIfTI"), ("Jane Doe.nrrd", "save it as NIfTI")])
+def test_a_scan_that_is_not_read_is_told_with_its_mend_and_without_its_name(tmp_path, name, told):
+    (tmp_path / name).write_bytes(b"?")
+    ((where, detail),) = [(r.where, r.detail) for r in read(tmp_path)[1]]
+    assert told in detail and where.startswith("sha256:")
+
+
+@pytest.mark.parametrize("format, file", [("slake", "train.json"), ("vqa-rad", "VQA_RAD Dataset Public.json"), ("omni-med-vqa", "QA_information/Open-access/Demo.json")])
+@pytest.mark.parametrize("named", [False, True])
+def test_gzipped_json_is_read(tmp_path, format, file, named):
+    {"slake": layouts.slake, "vqa-rad": layouts.vqa_rad, "omni-med-vqa": layouts.omni}[format](tmp_path)
+    expected = read(tmp_path, format)[0]
+    (tmp_path / f"{file}.gz").write_bytes(gzip.compress((tmp_path / file).read_bytes()))
+    (tmp_path / file).unlink()
+    records, aside = read(tmp_path, format if named else "auto")
+    assert [(r.turns, r.split) for r in records] == [(r.turns, r.split) for r in expected] and (named or not aside)
 
 
 def test_a_backslash_does_not_lead_out_of_the_folder(tmp_path):
