@@ -17,6 +17,7 @@ from corpus.record import Unreadable
 JSON = (".json", ".json.gz")
 # What a file is known by: so many characters of it, or of each of so many lines or objects, as the first may be damaged.
 _HEAD, _FIRST = 2**20, 16
+_ARRAY = re.compile(r"\s*\[\s*\{")
 _KEY, _DECODER = re.compile(r'"([^"\\]{1,64})"\s*:'), json.JSONDecoder()
 # Characters of a line, and levels of JSON.
 _LONGEST, _DEEPEST = 2**28, 64
@@ -56,6 +57,11 @@ def head(file: Path) -> str:
             return stream.read(_HEAD)
     except (OSError, EOFError, zlib.error):
         return ""
+
+
+def is_array(file: Path) -> bool:
+    """Whether it begins as a JSON array of objects."""
+    return bool(_ARRAY.match(head(file)))
 
 
 def json_rows(file: Path) -> list:

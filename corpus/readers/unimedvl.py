@@ -16,7 +16,8 @@ from corpus.sample import Turn
 
 FIELDS = ("main_task_type", "sub_task_type", "modality", "dataset", "input_img", "output_img", "message")
 _DRAWING = ("generation", "t2i", "text-to-image")
-# How the two who speak are called, beside the published human and gpt.
+# How a message's fields are called, and the two who speak: as published, human and gpt, and as chats are written since.
+_WHO, _SAID = ("from", "role"), ("value", "content")
 _ALSO_CALLED = {"user": "human", "assistant": "gpt"}
 # Where a picture stands among the words.
 _MARK = "<image>"
@@ -75,7 +76,12 @@ def _draws(task: str, message: object) -> bool:
 
 
 def _spoken(message: object) -> list[tuple[str, object]]:
-    return [(_speaker(m["from"]), m["value"]) for m in (parsed(message) if isinstance(message, str) else message or [])]
+    return [(_speaker(_either(m, _WHO)), _either(m, _SAID)) for m in (parsed(message) if isinstance(message, str) else message or [])]
+
+
+def _either(fields: dict, names: tuple[str, str]) -> object:
+    """What stands under one of two names. Raises KeyError, of the published one."""
+    return fields[names[1] if names[0] not in fields and names[1] in fields else names[0]]
 
 
 def _speaker(name: object) -> str:

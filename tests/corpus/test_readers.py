@@ -75,6 +75,28 @@ def test_an_input_that_another_task_than_generation_asks_about_is_not_to_be_draw
     assert record.turns == (() if drawn else (Turn("Write a report.", "A slide of the colon.", "OPEN"),))
 
 
+@pytest.mark.parametrize("name", ["train.json", "train.json.gz", "train.jsonl"])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_unimedvl_rows_may_be_an_array(tmp_path, name, indent):
+    expected = [(r.turns, r.caption, r.instruction, r.split, r.images) for r in read(layouts.unimedvl(tmp_path), "auto")[0]]
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "train.jsonl").unlink()
+    text = json.dumps([*rows, "no row"], indent=indent).encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    (tmp_path / "images" / "boxes.json").write_text("[]")
+    for format in ("auto", "unimedvl-jsonl"):
+        records, aside = read(tmp_path, format)
+        assert [(r.turns, r.caption, r.instruction, r.split, r.images) for r in records] == expected
+        assert [(r.where, r.reason) for r in aside] == [(f"{name}:{len(rows)}", "malformed-record")]
+
+
+def test_what_is_said_may_be_written_as_chats_are(tmp_path):
+    said = [{"role": "system", "content": "You are a radiologist."}, {"role": "user", "content": "<image>\nWhich organ?"}, {"role": "assistant", "content": "The liver"}]
+    rows = [{"input_img": [{"path": "0.png"}], "message": message} for message in (said, [{"from": "human"}], [{"role": "user"}])]
+    (record,), aside = read(layouts.jsonl(rows, tmp_path / "rows.jsonl"), "unimedvl-jsonl")
+    assert record.turns == (Turn("Which organ?", "The liver", "OPEN"),) and [r.detail for r in aside] == ["not a record: no field 'value'"] * 2
+
+
 @pytest.mark.parametrize("human, model", [("Human", "GPT"), ("user", "assistant")])
 def test_those_who_speak_may_be_called_otherwise(tmp_path, human, model):
     said = [{"from": "system", "value": "You are a radiologist."}, {"from": human, "value": "<image>\nWhich organ?"}, {"from": model, "value": "The liver"}]
@@ -151,6 +173,15 @@ def test_slake(tmp_path):
     known = {"qid": 7, "q_lang": "en", "content_type": "Organ", "base_type": "vqa", "triple": ["vhead", "_", "_"]}
     assert chest.labels["questions"][0] == {"question": "What modality is used?"} | known
     assert held.turns == (Turn("Is the heart enlarged?", "No", "CLOSED"),) and held.images[0]().size == (96, 96)
+
+
+@pytest.mark.parametrize("written", ["imgs/", "./imgs/", "imgs\\\\"])
+def test_slake_with_the_folder_in_the_pictures_names(tmp_path, written):
+    for file in ("train.json", "test.json"):
+        path = layouts.slake(tmp_path) / file
+        path.write_text(path.read_text().replace('"xmlab', f'"{written}xmlab'))
+        records, aside = read(path, "auto")
+        assert not aside and records[-1].patient == "xmlab3" and records[-1].labels["boxes"] and all(r.images[0]().size for r in records)
 
 
 def test_slake_in_both_languages(tmp_path):
