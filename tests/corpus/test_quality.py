@@ -314,10 +314,17 @@ def test_a_licence_of_any_length_takes_no_time():
     {
         "Computed Tomography (CT)": "CT", "OCT (Optical Coherence Tomography": "OCT", "MR（磁共振）": "MRI", "Chest X-Ray Images": "CXR", "MRI scans": "MRI", "fundus image": "CFP",
         "Whole Slide Image": "Histopathology", "endoscopic images": "Endoscopy", "dermoscopic": "Dermoscopy", "PET CT": None, "images": None, "(CT)": None,
+        "Chest CT": "CT", "Brain_MRI": "MRI", "MRI, T2-weighted, sagittal": "MRI", "Chest X-rays": "CXR", "Lung X-ray": "CXR", "PA chest radiograph": "CXR", "X-Ray/CXR": "CXR", "hand X-ray": "X-ray",
+        "H&E stained slide": "Histopathology", "Non-contrast CT of the abdomen": "CT", "Echocardiogram": "Ultrasound", "retinal fundus photographs": "CFP", "SD-OCT": "OCT", "mammograms": "X-ray",
     }.items(),
 )
 def test_a_modality_is_known_by_its_published_spellings(written, meant):
     assert vocabulary.modality(written) == meant
+
+
+@pytest.mark.parametrize("written", ["PET-CT", "CT and MRI", "MRI to CT", "CT-guided biopsy", "endoscopic ultrasound", "fundus of the stomach", "no CT", "OCT angiography", "chest", "Mrs", "chest and hand X-ray", "CT" * 500])
+def test_a_modality_is_not_guessed(written):
+    assert vocabulary.modality(written) is None
 
 
 def test_params_may_spell_modalities_and_licences_as_people_do():
