@@ -3,6 +3,7 @@
 import re
 
 from corpus.readers.source import Source
+from corpus.readers.textfiles import NotJson
 from corpus.record import Rejection
 from corpus.sample import Turn
 
@@ -115,7 +116,7 @@ def damaged(*texts: object) -> dict:
 
 def malformed(source: Source, where: str, error: Exception) -> Rejection:
     """A row that is not a record of its format."""
-    told = f"no field {error}" if isinstance(error, KeyError) else str(error) if isinstance(error, NotARecord) else type(error).__name__
+    told = f"no field {error}" if isinstance(error, KeyError) else str(error) if isinstance(error, (NotARecord, NotJson)) else type(error).__name__
     return Rejection(source.name, where, "malformed-record", f"not a record: {told}")
 
 

@@ -18,11 +18,18 @@ JSON = (".json", ".json.gz")
 # What a file is known by: so many characters of it, or of each of so many lines or objects, as the first may be damaged.
 _HEAD, _FIRST = 2**20, 16
 _ARRAY = re.compile(r"\s*\[\s*\{")
-_KEY, _DECODER = re.compile(r'"([^"\\]{1,64})"\s*:'), json.JSONDecoder()
+_KEY = re.compile(r'"([^"\\]{1,64})"\s*:')
+# Python writes NaN and infinities for numbers that are not there; in JSON there are none.
+_DECODER = json.JSONDecoder(parse_constant=lambda name: None)
 # Characters of a line, and levels of JSON.
 _LONGEST, _DEEPEST = 2**28, 64
+_TOO_DEEP = f"JSON nested deeper than {_DEEPEST} levels"
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HALF = re.compile("[\ud800-\udfff]")
+
+
+class NotJson(ValueError):
+    """A text that is no JSON, or none that is read; the message tells what is wrong and where, without quoting it."""
 
 
 def named(file: Path, *endings: str) -> bool:
@@ -73,9 +80,10 @@ def json_rows(file: Path) -> list:
     try:
         with open_text(file) as stream:
             found = parsed(stream.read())
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        place = f" at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise Unreadable("unreadable-file", f"not whole JSON{place}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise Unreadable("unreadable-file", f"cannot be read to its end ({type(error).__name__})") from None
+    except NotJson as error:
+        raise Unreadable("unreadable-file", str(error)) from None
     if not isinstance(found, list):
         raise Unreadable("unreadable-file", "not a JSON array")
     return found
@@ -85,12 +93,20 @@ def parsed(text: str) -> object:
     """JSON, with U+FFFD for each half of a surrogate pair whose other half was lost: no UTF-8 can hold it.
 
     Raises:
-        ValueError, RecursionError: it is no JSON, or nested deeper than data is: what one process can read, the next may not pickle.
+        NotJson: it is none, or nested deeper than data is: what one process can read, the next may not pickle.
     """
-    # Where files were joined, a byte order mark is left in the middle.
-    found = json.loads(text.lstrip("\ufeff"))
+    try:
+        # Where files were joined, a byte order mark is left in the middle.
+        found = _DECODER.decode(text.lstrip("\ufeff"))
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if "\n" in text.rstrip() else f"character {error.pos + 1}"
+        raise NotJson(f"not whole JSON: {error.msg} at {place}") from None
+    except RecursionError:
+        raise NotJson(_TOO_DEEP) from None
+    except ValueError:
+        raise NotJson("JSON with a number of more digits than are read") from None
     if text.count("{") + text.count("[") > _DEEPEST and _is_deep(found):
-        raise ValueError(f"JSON nested deeper than {_DEEPEST} levels")
+        raise NotJson(_TOO_DEEP)
     # Most files have no such escapes, and need no second look.
     return _without_halves(found) if "\\ud" in text or "\\uD" in text else found
 

@@ -272,6 +272,24 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
         record.images[0]()
 
 
+def test_what_python_writes_for_no_number_is_nothing(tmp_path):
+    row = {"image": "a.png", "id": float("nan"), "patient": float("inf"), "labels": {"age": float("nan"), "boxes": [float("-inf"), 1.5]}, "qa": [{"question": "How many?", "answer": float("nan")}]}
+    (record,), aside = read(layouts.jsonl([row], tmp_path / "records.jsonl"), "records")
+    assert not aside and (record.id, record.patient, record.turns) == ("a.png", "a.png", ()) and record.labels == {"age": None, "boxes": [None, 1.5]}
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [("{'image': 1}", "not whole JSON: Expecting property name enclosed in double quotes at character 2"), ('{"image": 1} {}\n', "not whole JSON: Extra data at character 14"), ('{"id": ' + "9" * 5000 + "}", "JSON with a number of more digits than are read")]
+    + [('{"a":' * levels + "1" + "}" * levels, "JSON nested deeper than 64 levels") for levels in (70, 100_000)],
+)
+def test_what_is_wrong_with_json_is_told(tmp_path, line, told):
+    (tmp_path / "records.jsonl").write_text(line)
+    assert [r.detail for r in read(tmp_path, "records")[1]] == [f"not a record: {told}"]
+    (tmp_path / "train.json").write_text('[\n{"img_name": "a.png",\n "id": }]')
+    assert [r.detail for r in read(tmp_path / "train.json", "slake")[1]] == ["not whole JSON: Expecting value at line 3, column 8"]
+
+
 @pytest.mark.parametrize("levels, kept", [(50, 1), (100, 0), (600, 0), (100_000, 0)])
 def test_json_nested_deeper_than_a_process_can_hand_on_is_kept_aside(tmp_path, levels, kept):
     layouts.save(0, tmp_path / "a.png")
