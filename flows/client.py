@@ -22,7 +22,7 @@ def connect():
     """An `openai` client of the local endpoint.
 
     Raises:
-        ConnectionError: nothing answers there.
+        ConnectionError: nothing answers there, or there is no key to it.
     """
     import httpx
     from openai import OpenAI
@@ -34,7 +34,10 @@ def connect():
         httpx.get(f"{settings.serve_url}/health", timeout=5).raise_for_status()
     except httpx.HTTPError:
         raise ConnectionError(f"no model is served at {settings.serve_url}; `unimed deploy` serves the champion") from None
-    return OpenAI(base_url=f"{settings.serve_url}/v1", api_key=settings.api_key.get_secret_value(), max_retries=0, timeout=60)
+    key = settings.api_key.get_secret_value()
+    if not (key and key.isascii()):
+        raise ConnectionError(f"there is no key to {settings.serve_url}: UNIMED_API_KEY is not set, or not of plain letters; `unimed up` makes one")
+    return OpenAI(base_url=f"{settings.serve_url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 def ask(image: bytes, question: str, model: str = "unimedvl") -> Reply:
@@ -53,7 +56,7 @@ def ask_with(openai, image: bytes, question: str, model: str = "unimedvl") -> Re
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
     with _in_its_words():
         answer = openai.chat.completions.create(model=model, messages=[{"role": "user", "content": content}], max_tokens=24)
-    return Reply(answer.choices[0].message.content, answer.model)
+        return Reply(answer.choices[0].message.content, answer.model)
 
 
 def draw(prompt: str, seed: int = 0, model: str = "unimedvl") -> bytes:
@@ -64,7 +67,7 @@ def draw(prompt: str, seed: int = 0, model: str = "unimedvl") -> bytes:
 def draw_with(openai, prompt: str, seed: int = 0, model: str = "unimedvl") -> bytes:
     with _in_its_words():
         made = openai.images.generate(model=model, prompt=prompt, extra_body={"seed": seed})
-    return base64.b64decode(made.data[0].b64_json)
+        return base64.b64decode(made.data[0].b64_json)
 
 
 @contextmanager
@@ -76,3 +79,6 @@ def _in_its_words() -> Iterator[None]:
     except APIError as error:
         said = error.body.get("message") if isinstance(error.body, dict) else None
         raise NotAnswered(f"the endpoint says: {said or error.message}") from None
+    except (AttributeError, IndexError, TypeError, ValueError):
+        # Another program may have the port; what it says is anything.
+        raise NotAnswered("what answers is no endpoint of OpenAI's API; `unimed status` tells what runs where") from None

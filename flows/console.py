@@ -103,6 +103,9 @@ class Verbs(TyperGroup):
 def run(app: typer.Typer) -> None:
     """Run the app; what users can mend is told in a line, without a trace."""
     os.environ.update(past_proxies())
+    if sys.__stdout__:
+        # What a terminal's encoding has no letter for is written out, as on stderr.
+        sys.__stdout__.reconfigure(errors="backslashreplace")
     try:
         app()
     except Exception as error:

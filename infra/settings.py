@@ -100,7 +100,18 @@ class Settings(BaseSettings):
         os.environ.update(self.process_environment())
 
 
+class SettingsError(ValueError):
+    """Settings that cannot be read; the message tells how to mend them."""
+
+
 @cache
 def get_settings() -> Settings:
-    """The settings of this process; `get_settings.cache_clear()` reads them anew."""
-    return Settings()
+    """The settings of this process; `get_settings.cache_clear()` reads them anew.
+
+    Raises:
+        SettingsError: a file of them is damaged.
+    """
+    try:
+        return Settings()
+    except UnicodeDecodeError:
+        raise SettingsError("the settings in ./.env or in stack.env of the state folder are no UTF-8 text: write them anew as such. Of stack.env keep the patients' key (UNIMED_PATIENT_SALT), which nothing can bring back") from None

@@ -1,6 +1,7 @@
 """Commands that need no stack, run as a user runs them."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -196,6 +197,18 @@ def test_files_and_connections_that_fail_are_told_in_a_line(monkeypatch, capsys)
         unimed(monkeypatch, "doctor")
 
 
+@pytest.mark.parametrize("name", [".env", "stack.env"])
+def test_settings_that_are_no_text_are_told_in_a_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b"NAME=J\xe9r\n")
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "status"], capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"UNIMED_STATE_DIR": str(tmp_path), "PYTHONPATH": str(REPO)})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "stack.env of the state folder are no UTF-8 text" in done.stderr
+
+
+def test_letters_that_a_terminal_has_not_are_written_out(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "flows.cli", "status"], capture_output=True, text=True, env=os.environ | {"UNIMED_STATE_DIR": str(tmp_path / "片"), "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "\\u7247" in done.stdout, done.stderr
+
+
 class Refusing(BaseHTTPRequestHandler):
     """An endpoint that refuses everything, in OpenAI's words or in none."""
 
@@ -249,6 +262,28 @@ def test_a_refusal_is_told_in_the_endpoints_words(monkeypatch):
         endpoint.shutdown()
     with pytest.raises(NotAnswered, match="Connection"):
         draw_with(client, "CT")
+
+
+class Strange(Refusing):
+    """Another program at the endpoint's address, which takes everything."""
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+
+@pytest.mark.parametrize("key, told", [("", "no key to"), ("schlüssel", "no key to"), ("k", "no endpoint of OpenAI's API")])
+def test_without_a_key_or_before_another_program_nothing_is_asked(monkeypatch, capsys, tmp_path, key, told):
+    (tmp_path / "x.png").write_bytes(b"picture")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Strange) as endpoint:
+        threading.Thread(target=endpoint.serve_forever, daemon=True).start()
+        for name, value in (("SERVE_URL", f"http://127.0.0.1:{endpoint.server_port}"), ("API_KEY", key), ("STATE_DIR", str(tmp_path))):
+            monkeypatch.setenv(f"UNIMED_{name}", value)
+        for command in (["draw", "CT", "-o", str(tmp_path / "y.png")], ["ask", str(tmp_path / "x.png"), "what?"]):
+            get_settings.cache_clear()
+            assert unimed(monkeypatch, *command) == 1
+            assert (line := capsys.readouterr().err).count("\n") == 1 and told in line
+        endpoint.shutdown()
+    get_settings.cache_clear()
 
 
 def test_what_libraries_print_stays_out_of_the_result():
