@@ -34,14 +34,8 @@ def answer(value: object) -> str | None:
     return found if found.upper() not in _MISSING and any(map(str.isprintable, found)) else None
 
 
-def identifier(value: object) -> str | None:
-    """As `text`, for what may be a number or its text: 1.0 is 1."""
-    only = single(value)
-    return text(int(only) if isinstance(only, float) and only.is_integer() else only)
-
-
 def words(value: object) -> str:
-    """A field as text, lines kept; a list of one thing is that thing.
+    """A field as text, lines kept; a list of one thing is that thing, and 1.0 is 1: tables make that of whole numbers, where one is missing.
 
     Raises:
         NotARecord: it is several things, or a mapping.
@@ -53,6 +47,8 @@ def words(value: object) -> str:
         raise NotARecord("a list or mapping where a text belongs")
     if isinstance(value, bytes):
         return value.decode(errors="replace")
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return "" if value is None else str(value)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, NotARecord, damaged, identifier, malformed, shown, text, turn, words
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, malformed, shown, text, turn, words
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -56,7 +56,7 @@ def _linked(file: Path) -> _Linked:
 
 
 def _names(fields: dict) -> list[_Name]:
-    return [(order, name) for order, kind in enumerate(("patient", "group")) if (name := identifier(fields.get(kind)))]
+    return [(order, name) for order, kind in enumerate(("patient", "group")) if (name := text(fields.get(kind)))]
 
 
 def _first(name: _Name, firsts: dict[_Name, _Name]) -> _Name:
@@ -89,7 +89,7 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
         named = text(fields.get("source")) or source.name
         if named.casefold() in vocabulary.BUILT_IN:
             raise NotARecord("its `source` is the name of a built-in one")
-        key = identifier(fields.get("id")) or picture
+        key = text(fields.get("id")) or picture
         spoken = [q for q in questions if _language(q) in source.languages]
         patient, *others = _patients(fields, linked) or (key,)
         turns = tuple(t for q in spoken if (t := turn(q.get("question"), q.get("answer"), q.get("answer_type") or "OPEN")))

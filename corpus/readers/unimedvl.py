@@ -7,7 +7,7 @@ Both inputs and outputs: an edit of the first input into the first output. An ou
 from itertools import pairwise
 from pathlib import Path
 
-from corpus.readers.fields import NotARecord, answer, identifier, kind, text, words
+from corpus.readers.fields import NotARecord, answer, kind, text, words
 from corpus.readers.pictures import cells, find
 from corpus.readers.source import Source
 from corpus.readers.textfiles import parsed
@@ -55,7 +55,7 @@ def record(row: dict, key: str, where: str, root: Path, source: Source, noted: d
         id=key,
         where=where,
         images=tuple(opener for _, opener in shown),
-        patient=identifier(row.get("patient")) or first,
+        patient=text(row.get("patient")) or first,
         labels=said | noted,
         **content,
         **source.known(**{name: text(row.get(name)) for name in ("modality", "license", "attribution", "split")}),

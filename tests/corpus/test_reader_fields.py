@@ -57,6 +57,13 @@ def test_a_picture_of_which_nothing_is_left_is_told_once(tmp_path, format, row):
     assert len(records) == 1 and [(r.where, r.detail) for r in aside] == [("train.json:0", "not a record: a list or mapping where a text belongs")]
 
 
+@pytest.mark.parametrize("format", ["path-vqa", "vqa-rad"])
+def test_whole_numbers_that_a_table_made_fractions_are_whole(tmp_path, format):
+    rows = [{"image": layouts.encoded(0), "question": f"How many {n}?", "answer": said} for n, said in enumerate([3.0, None, 0.0, 2.5])]
+    (record,), _ = read(layouts.table(rows, tmp_path / format / "train.parquet"), format)
+    assert [t.answer for t in record.turns] == ["3", "0", "2.5"]
+
+
 def test_a_caption_of_several_is_told(tmp_path):
     rows = [{"image": "a.png", "caption": ["CT.", "A CT."]}, {"image": "a.png", "caption": ["CT."]}]
     (record,), (aside,) = read(layouts.jsonl(rows, tmp_path / "records.jsonl"), "records")

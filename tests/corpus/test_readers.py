@@ -353,7 +353,7 @@ def test_omni_med_vqa_answers_with_the_text_of_an_option(tmp_path, options, give
 
 
 def test_omni_med_vqa_with_an_answer_that_is_no_option(tmp_path):
-    rows = [layouts.omni_row("a.png", "Which?", ["x", "y"], "z"), layouts.omni_row("a.png", "And?", [0.0, 1.0], 1), layouts.omni_row("a.png", "Well?", ["x", "y"], "x")]
+    rows = [layouts.omni_row("a.png", "Which?", ["x", "y"], "z"), layouts.omni_row("a.png", "And?", [0.5, 1.5], 1), layouts.omni_row("a.png", "Well?", ["x", "y"], "x")]
     (record,), aside = read(layouts.dump(rows, tmp_path / "Demo.json"), "omni-med-vqa")
     assert len(record.turns) == 1 and [(r.where, r.reason) for r in aside] == [(f"Demo.json:{n}", "malformed-record") for n in (0, 1)]
 
