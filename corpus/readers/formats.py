@@ -23,7 +23,7 @@ _HOLDING = ("med-mnist", "nifti", "dicom")
 _OF_PATIENTS = ("dicom", "nifti")
 _VOLUMES = "hdr|img|mgz|mgh|mha|mhd|nrrd|nhdr|mnc|par|rec"
 _VOLUME = re.compile(rf"\.({_VOLUMES})(\.gz)?$", re.IGNORECASE)
-_PATIENTS_FILE = re.compile(rf"\.(dcm|dicom|ima|nii|{_VOLUMES})(\.(gz|zip|bz2))?$", re.IGNORECASE)
+_PATIENTS_FILE = re.compile(rf"\.(dcm|dicom|ima|nii|{_VOLUMES})(\.(gz|bz2|xz|zst|zip|7z))?$", re.IGNORECASE)
 # A patient's scans are often sent as one. What is read gzipped needs no unpacking.
 _PACKED = re.compile(r"\.(zip|7z|rar|tgz|tar(\.\w+)?)$|(?<!\.json)(?<!\.jsonl)(?<!\.tsv)\.(gz|bz2|xz|zst)$", re.IGNORECASE)
 # In the name of a folder of scans that is called after what it holds, not after a patient; words of modalities, splits and body parts are, too, and BIDS's numbers for people.

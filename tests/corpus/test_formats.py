@@ -237,7 +237,7 @@ def test_what_is_packed_is_to_be_unpacked(tmp_path, name):
     assert [(r.where, r.detail) for r in read(tmp_path)[1]] == [(name, "packed: unpack it first")]
 
 
-@pytest.mark.parametrize("name, told", [("Jane Doe.dcm.gz", "packed"), ("Jane Doe.hdr", "save it as NIfTI"), ("Jane Doe.img.gz", "save it as NIfTI"), ("Jane Doe.nrrd", "save it as NIfTI")])
+@pytest.mark.parametrize("name, told", [("Jane Doe.dcm.gz", "packed"), ("Jane Doe.dcm.xz", "packed"), ("Jane Doe.nii.7z", "packed"), ("Jane Doe.hdr", "save it as NIfTI"), ("Jane Doe.img.gz", "save it as NIfTI"), ("Jane Doe.nrrd", "save it as NIfTI")])
 def test_a_scan_that_is_not_read_is_told_with_its_mend_and_without_its_name(tmp_path, name, told):
     (tmp_path / name).write_bytes(b"?")
     ((where, detail),) = [(r.where, r.detail) for r in read(tmp_path)[1]]
