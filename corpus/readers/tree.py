@@ -57,7 +57,7 @@ def unread(file: Path, source: Source) -> Rejection | None:
 
 
 def read_each(source: Source, recognises: Callable[[Path], bool], read_file: ReadFile, wanted: str) -> Iterator[Record | Rejection]:
-    """The records of a file, or of each recognised file of a folder; a damaged file gives one Rejection.
+    """The records of a file, or of each recognised file of a folder; a damaged file, or one of nothing, gives one Rejection.
 
     Raises:
         FileNotFoundError: the folder holds no such file; the message tells what was `wanted`.
@@ -68,9 +68,12 @@ def read_each(source: Source, recognises: Callable[[Path], bool], read_file: Rea
         if file.suffix.lower() not in SUFFIXES and (closed := unread(file, source)):
             yield closed
         elif not source.path.is_dir() or (os.path.isfile(file) and recognises(file)):
-            found = True
+            found, told = True, 0
             try:
-                yield from read_file(file, source)
+                for told, item in enumerate(read_file(file, source), start=1):
+                    yield item
+                if not told:
+                    raise Unreadable("unreadable-file", "it holds no record")
             except Unreadable as error:
                 yield Rejection(source.name, source.place(file), error.reason, str(error))
     if not found:

@@ -272,6 +272,20 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
         record.images[0]()
 
 
+@pytest.mark.parametrize(
+    "format, name, text",
+    [("records", "records.jsonl", ""), ("records", "records.jsonl", "\n \n"), ("unimedvl-jsonl", "a.jsonl", ""), ("slake", "train.json", "[]"), ("gmai-mmbench", "VAL.tsv", "image\tquestion\tA\tB\tl2-category\n")],
+)
+def test_a_file_of_nothing_is_told(tmp_path, format, name, text):
+    layouts.save(0, tmp_path / "lung" / "a.png")
+    (tmp_path / name).write_text(text)
+    records, aside = read(tmp_path / name, format)
+    assert not records and [(r.where, r.reason, r.detail) for r in aside] == [(name, "unreadable-file", "it holds no record")]
+    if format == "records":
+        # It may have named the pictures beside it.
+        assert [(r.where, r.reason) for r in read(tmp_path, "auto")[1]] == [(name, "unreadable-file"), ("lung/a.png", "unnamed-picture")]
+
+
 def test_what_python_writes_for_no_number_is_nothing(tmp_path):
     row = {"image": "a.png", "id": float("nan"), "patient": float("inf"), "labels": {"age": float("nan"), "boxes": [float("-inf"), 1.5]}, "qa": [{"question": "How many?", "answer": float("nan")}]}
     (record,), aside = read(layouts.jsonl([row], tmp_path / "records.jsonl"), "records")
