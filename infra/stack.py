@@ -146,7 +146,7 @@ class Stack:
     # -- addresses and credentials ---------------------------------------------------------------
 
     def _remember(self) -> Settings:
-        """Choose ports and credentials at the first start; afterwards they stay, but for ports another program took while the stack was down."""
+        """Choose ports and credentials at the first start; afterwards they stay, but for ports another program took while the stack was down, or that are not known any more."""
         path = self.dir / "stack.env"
         if not path.exists():
             write_atomic(self.dir / "ray_token", secrets.token_hex(32).encode(), mode=0o600)
@@ -156,8 +156,9 @@ class Stack:
                 API_KEY=f"sk-{secrets.token_urlsafe(24)}",
                 PATIENT_SALT=secrets.token_hex(16),
             )
-        elif not any(map(self._process, SERVICES)) and not _all_free(self._ports):
-            kept = dict(line.removeprefix("UNIMED_").split("=", 1) for line in path.read_text().splitlines())
+        elif not any(map(self._process, SERVICES)) and not self._has_free_ports():
+            # People may have written into it: blank lines, notes.
+            kept = dict(line.removeprefix("UNIMED_").split("=", 1) for line in path.read_text().splitlines() if line.startswith("UNIMED_") and "=" in line)
             self._write_environment(**kept)
         get_settings.cache_clear()
         return get_settings()
@@ -178,6 +179,12 @@ class Stack:
     @property
     def _ports(self) -> dict[str, int]:
         return json.loads((self.dir / "ports.json").read_text())
+
+    def _has_free_ports(self) -> bool:
+        try:
+            return _all_free(self._ports)
+        except (OSError, ValueError):
+            return False
 
     @property
     def _ray_dir(self) -> Path:

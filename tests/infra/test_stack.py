@@ -53,6 +53,20 @@ def test_a_port_that_another_program_took_meanwhile_is_given_up(alone):
         assert s3().get("kept") == b"here"
 
 
+def test_ports_that_are_not_known_any_more_are_chosen_anew(alone):
+    Stack().up(services=["s3"])
+    before = get_settings()
+    s3().put("kept", b"here")
+    Stack().down()
+    with open(before.state_dir / "stack.env", "a") as file:
+        file.write("\n# a note\n")
+    for damage in (lambda file: file.write_text("{"), lambda file: file.unlink()):
+        damage(before.state_dir / "ports.json")
+        Stack().up(services=["s3"])
+        assert get_settings().patient_salt == before.patient_salt and s3().get("kept") == b"here"
+        Stack().down()
+
+
 def test_another_program_is_not_taken_for_a_service_beside_those_that_run(alone):
     Stack().up(services=["s3"])
     with socket.socket() as other:
