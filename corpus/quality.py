@@ -53,10 +53,11 @@ def _examine(record: Record, params: QualityParams, salt: bytes, measuring: Meas
     if license is None:
         named = str(record.license or "").strip()
         told = f"licence {named}" if _KNOWN_LICENCE.fullmatch(named) else "its licence"
-        return reject("licence-not-allowed", f"{told} is none of {', '.join(params.licenses)} (corpus.quality.licenses in params)") if named else reject("no-licence", "the record names no licence")
+        return reject("licence-not-allowed", f"{told} is none of {', '.join(params.licenses)} (corpus.quality.licenses in params)") if named else reject("no-licence", "the record names no licence; --license names one for all that name none")
     modality = vocabulary.modality(record.modality) or (None if record.images else vocabulary.NO_PICTURE)
     if modality is None:
-        return reject("unknown-modality", f"its modality is none of {', '.join(vocabulary.MODALITIES)}")
+        named = str(record.modality or "").strip()
+        return reject("unknown-modality", f"its modality is none of {', '.join(vocabulary.MODALITIES)}" if named else "the record names no modality; --modality names one for all that name none")
     split = vocabulary.split(record.split or "train")
     if split is None:
         return reject("unknown-split", "its split is none of train, val, test")

@@ -282,6 +282,13 @@ def test_a_reason_does_not_repeat_what_the_record_says(field, detail, said):
     assert detail in outcome.detail and "JaneDoe" not in str(outcome)
 
 
+@pytest.mark.parametrize("field", ["license", "modality"])
+@pytest.mark.parametrize("said", [None, "", " "])
+def test_the_option_is_told_that_says_what_a_record_does_not(field, said):
+    assert f"--{field} names one" in quality.examine(record(0, **{field: said}), QualityParams(), SALT).detail
+    assert "--" not in quality.examine(record(0, **{field: "PET"}), QualityParams(), SALT).detail
+
+
 def test_a_licence_that_is_not_allowed_is_named_where_it_is_a_known_one():
     assert quality.examine(record(0, license="CC BY-NC 4.0"), QualityParams(), SALT).detail.startswith("licence CC BY-NC 4.0 is none of CC0-1.0, ")
 
