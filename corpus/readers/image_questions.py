@@ -15,12 +15,15 @@ from corpus.sample import Turn
 _COLUMNS = ("image", "question", "answer")
 # Folders above a file whose names may tell the set, as in Hugging Face's cache: datasets--<owner>--<set>/snapshots/<hash>/data/test-0.parquet.
 _FOLDERS_ABOVE = 5
+# How the sets are called there; a folder of radiology questions is not yet VQA-RAD, which has a licence.
+_CALLED = {"vqa-rad": re.compile(r"vqa[\W\d_]*rad(?![a-z])"), "path-vqa": re.compile(r"path[\W\d_]*vqa")}
 
 
 def recognises(path: Path, name: str) -> bool:
-    """Such a file with the set's `name` in its path; the columns alone don't tell the sets apart."""
-    told = re.sub(r"[^a-z]", "", "/".join(path.parts[-_FOLDERS_ABOVE - 1 :]).casefold())
-    return name in told and parquet.has_columns(path, *_COLUMNS)
+    """Such a file of which its own name or else the nearest folder that names a set names this one; the columns alone don't tell them apart."""
+    parts = (part.casefold() for part in reversed(path.parts[-_FOLDERS_ABOVE - 1 :]))
+    named = ([known for known, called in _CALLED.items() if called.search(part)] for part in parts)
+    return next(filter(None, named), None) == [name] and parquet.has_columns(path, *_COLUMNS)
 
 
 def records(file: Path, source: Source, **said: object) -> Iterator[Record | Rejection]:

@@ -12,7 +12,7 @@ ATTRIBUTION = "PathVQA (He et al., 2020)"
 
 def recognises(path: Path) -> bool:
     """A Parquet file of image, question and answer with "path-vqa" in its path."""
-    return image_questions.recognises(path, "pathvqa")
+    return image_questions.recognises(path, "path-vqa")
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:

@@ -19,7 +19,7 @@ def recognises(path: Path) -> bool:
     """The JSON by its keys; a Parquet file of image, question and answer by "vqa-rad" in its path."""
     if textfiles.named(path, *textfiles.JSON):
         return {"image_name", "phrase_type", "question"} <= textfiles.json_keys(path)
-    return image_questions.recognises(path, "vqarad")
+    return image_questions.recognises(path, "vqa-rad")
 
 
 def read(source: Source) -> Iterator[Record | Rejection]:

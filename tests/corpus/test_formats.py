@@ -98,6 +98,17 @@ def test_the_cache_of_hugging_face_is_known_by_its_folders(tmp_path):
     assert {r.split for r in read(tmp_path / "datasets--someone--vqa-rad")[0]} == {"test"}
 
 
+@pytest.mark.parametrize(
+    "place, format",
+    {
+        "VQA_RAD/train.parquet": "vqa-rad", "data/vqarad-test.parquet": "vqa-rad", "PathVQA/data/train.parquet": "path-vqa", "vqa/radiology/test.parquet": None, "vqa-radiology/test.parquet": None,
+        "vqa-rad and path-vqa/path-vqa/train.parquet": "path-vqa", "path-vqa/vqa-rad/train.parquet": "vqa-rad", "vqa-rad+path-vqa/train.parquet": None,
+    }.items(),
+)
+def test_what_is_nearest_a_file_names_its_set(tmp_path, place, format):
+    assert formats.detect(layouts.image_questions(tmp_path / place), {}) == format
+
+
 @pytest.mark.parametrize("name", ["VAL.tsv", "a.dcm"])
 def test_a_link_from_folder_to_folder_is_followed(tmp_path, name):
     (tmp_path / "data").mkdir()
