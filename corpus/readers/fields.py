@@ -58,8 +58,9 @@ def single(value: object) -> object:
 
 
 def kind(answered: str, named: object = None) -> str:
-    """OPEN or CLOSED, as named ("CLOSED " too); where nothing is named, yes and no are CLOSED."""
-    closed = str(named).strip().upper() == "CLOSED" if named else answered.strip(" .").casefold() in ("yes", "no")
+    """OPEN or CLOSED, as named ("CLOSED ", "closed-ended" too); where neither is named, yes and no are CLOSED."""
+    said = str(single(named)).strip().upper()
+    closed = said.startswith("CLOSE") if said.startswith(("OPEN", "CLOSE")) else answered.strip(" .").casefold() in ("yes", "no")
     return "CLOSED" if closed else "OPEN"
 
 

@@ -64,6 +64,13 @@ def test_whole_numbers_that_a_table_made_fractions_are_whole(tmp_path, format):
     assert [t.answer for t in record.turns] == ["3", "0", "2.5"]
 
 
+@pytest.mark.parametrize("named, kinds", {"CLOSED ": "CC", "closed-ended": "CC", "OPEN": "OO", "Open-Ended": "OO", "yes/no": "CO", "": "CO"}.items())
+def test_how_a_question_is_answered_may_be_called_otherwise(tmp_path, named, kinds):
+    rows = [layouts.vqa_rad_row(1, f"Is it {said}?", said, answer_type=named) for said in ("yes", "left")]
+    (record,), _ = read(layouts.dump(rows, tmp_path / "rad.json"), "vqa-rad")
+    assert "".join(t.kind[0] for t in record.turns) == kinds
+
+
 def test_a_caption_of_several_is_told(tmp_path):
     rows = [{"image": "a.png", "caption": ["CT.", "A CT."]}, {"image": "a.png", "caption": ["CT."]}]
     (record,), (aside,) = read(layouts.jsonl(rows, tmp_path / "records.jsonl"), "records")
