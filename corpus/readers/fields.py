@@ -57,6 +57,11 @@ def single(value: object) -> object:
     return (value[0] if value else None) if isinstance(value, (list, tuple)) and len(value) <= 1 else value
 
 
+def language(named: object) -> str:
+    """Of a tag such as en-US (BCP 47) its first part; English where none is named."""
+    return (text(named) or "en").casefold().replace("_", "-").partition("-")[0]
+
+
 def kind(answered: str, named: object = None) -> str:
     """OPEN or CLOSED, as named ("CLOSED ", "closed-ended" too); where neither is named, yes and no are CLOSED."""
     said = str(single(named)).strip().upper()

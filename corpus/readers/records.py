@@ -7,7 +7,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, NotARecord, damaged, malformed, shown, text, turn, words
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, language, malformed, shown, text, turn, words
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection, Unreadable
@@ -71,11 +71,6 @@ def _patients(fields: dict, linked: _Linked) -> tuple[str, ...]:
     return linked.get(names[0], (names[0][1],)) if names else ()
 
 
-def _language(question: dict) -> str:
-    """Of a tag such as en-US (BCP 47) its first part."""
-    return (text(question.get("lang")) or "en").casefold().replace("_", "-").partition("-")[0]
-
-
 def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -> Record | Rejection:
     try:
         fields = textfiles.parsed(line)
@@ -90,7 +85,7 @@ def _parse(line: str, where: str, root: Path, source: Source, linked: _Linked) -
         if named.casefold() in vocabulary.BUILT_IN:
             raise NotARecord("its `source` is the name of a built-in one")
         key = text(fields.get("id")) or picture
-        spoken = [q for q in questions if _language(q) in source.languages]
+        spoken = [q for q in questions if language(q.get("lang")) in source.languages]
         patient, *others = _patients(fields, linked) or (key,)
         turns = tuple(t for q in spoken if (t := turn(q.get("question"), q.get("answer"), q.get("answer_type") or "OPEN")))
         said = source.known(**{name: text(fields.get(name)) for name in ("modality", "license", "attribution", "split")})

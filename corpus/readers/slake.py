@@ -5,7 +5,7 @@ from pathlib import Path
 
 from corpus import vocabulary
 from corpus.readers import textfiles, tree
-from corpus.readers.fields import MALFORMED, NotARecord, damaged, kept, malformed, shown, text, turn
+from corpus.readers.fields import MALFORMED, NotARecord, damaged, kept, language, malformed, shown, text, turn
 from corpus.readers.pictures import PictureFile
 from corpus.readers.source import Source
 from corpus.record import Record, Rejection
@@ -62,7 +62,7 @@ def _name(row: dict) -> str:
 
 def _turn(row: dict, source: Source) -> Turn | None:
     """Its question, if it is complete and in a language kept."""
-    spoken = (row.get("q_lang") or "en") in source.languages
+    spoken = language(row.get("q_lang")) in source.languages
     return turn(row.get("question"), row.get("answer"), row.get("answer_type")) if spoken else None
 
 

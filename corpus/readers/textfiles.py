@@ -100,7 +100,7 @@ def parsed(text: str) -> object:
         found = _DECODER.decode(text.lstrip("\ufeff"))
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text.rstrip() else f"character {error.pos + 1}"
-        raise NotJson(f"not whole JSON: {error.msg} at {place}") from None
+        raise NotJson(f"not whole JSON: {error.msg.removesuffix(' at')} at {place}") from None
     except RecursionError:
         raise NotJson(_TOO_DEEP) from None
     except ValueError:

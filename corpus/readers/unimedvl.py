@@ -76,7 +76,10 @@ def _draws(task: str, message: object) -> bool:
 
 
 def _spoken(message: object) -> list[tuple[str, object]]:
-    return [(_speaker(_either(m, _WHO)), _either(m, _SAID)) for m in (parsed(message) if isinstance(message, str) else message or [])]
+    said = parsed(message) if isinstance(message, str) else message or []
+    if not (isinstance(said, list) and all(isinstance(m, dict) for m in said)):
+        raise NotARecord("`message` is not a list of mappings")
+    return [(_speaker(_either(m, _WHO)), _either(m, _SAID)) for m in said]
 
 
 def _either(fields: dict, names: tuple[str, str]) -> object:

@@ -71,6 +71,19 @@ def test_how_a_question_is_answered_may_be_called_otherwise(tmp_path, named, kin
     assert "".join(t.kind[0] for t in record.turns) == kinds
 
 
+@pytest.mark.parametrize("message", [{"from": "human", "value": "Which?"}, [["human", "Which?"]], ["Which?"], 7])
+def test_a_message_that_is_no_list_of_mappings_is_told(tmp_path, message):
+    _, (aside,) = read(layouts.jsonl([{"input_img": ["a.png"], "message": message}], tmp_path / "a.jsonl"), "unimedvl-jsonl")
+    assert aside.detail == "not a record: `message` is not a list of mappings"
+
+
+@pytest.mark.parametrize("named", ["EN", "en-US", " en", "", None])
+def test_slake_may_name_its_languages_otherwise(tmp_path, named):
+    rows = [layouts.slake_row(1, "Where?", "Left", q_lang=named), layouts.slake_row(1, "在哪里?", "左", q_lang="ZH")]
+    (record,), _ = read(layouts.dump(rows, tmp_path / "train.json"), "slake")
+    assert [t.answer for t in record.turns] == ["Left"] and record.left_out == 1
+
+
 def test_a_caption_of_several_is_told(tmp_path):
     rows = [{"image": "a.png", "caption": ["CT.", "A CT."]}, {"image": "a.png", "caption": ["CT."]}]
     (record,), (aside,) = read(layouts.jsonl(rows, tmp_path / "records.jsonl"), "records")

@@ -294,7 +294,7 @@ def test_what_python_writes_for_no_number_is_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "line, told",
-    [("{'image': 1}", "not whole JSON: Expecting property name enclosed in double quotes at character 2"), ('{"image": 1} {}\n', "not whole JSON: Extra data at character 14"), ('{"id": ' + "9" * 5000 + "}", "JSON with a number of more digits than are read")]
+    [('{"image": "a.png', "not whole JSON: Unterminated string starting at character 11"), ("{'image': 1}", "not whole JSON: Expecting property name enclosed in double quotes at character 2"), ('{"image": 1} {}\n', "not whole JSON: Extra data at character 14"), ('{"id": ' + "9" * 5000 + "}", "JSON with a number of more digits than are read")]
     + [('{"a":' * levels + "1" + "}" * levels, "JSON nested deeper than 64 levels") for levels in (70, 100_000)],
 )
 def test_what_is_wrong_with_json_is_told(tmp_path, line, told):
