@@ -52,18 +52,19 @@ class Decisions:
         return {record_of(sample[0]): self.rejected[sample] for sample in _samples(table.filter(pa.array(self.rows(table, accepted=False))))}
 
 
-def decide(store: ObjectStore, record: str, samples: dict[str, int], accept: bool, who: str, note: str, overrule: bool = False) -> dict:
+def decide(store: ObjectStore, record: str, samples: dict[str, int], patient: str, accept: bool, who: str, note: str, overrule: bool = False) -> dict:
     """Keep a decision on a record; returns it with `how`: "decided" or "up to date" if it was so already.
 
     Args:
         samples: contents of its samples by id, as the person saw them.
+        patient: the key of its patient, with whom the decision is forgotten.
         overrule: replace a decision that is there; without it the first of two reviewers wins.
 
     Raises:
         AlreadyDecided: it was decided otherwise.
     """
     key = decision_key(record, samples)
-    made = {"record": record, "samples": samples, "accepted": accept, "who": who, "note": note, "when": utc_now()}
+    made = {"record": record, "samples": samples, "patient": patient, "accepted": accept, "who": who, "note": note, "when": utc_now()}
     try:
         store.put_json(key, made, if_absent=True)
         return made | {"how": "decided"}
@@ -105,9 +106,10 @@ def read(store: ObjectStore, key: str | None) -> Decisions:
     return Decisions(frozenset(last.keys() - rejected.keys()), rejected)
 
 
-def forget(store: ObjectStore, records: set[int]) -> int:
-    """Delete the decisions on these records, given as hashes; returns how many there were."""
-    found = [key for key, decision in _each(store, DECISIONS) if index.hash64(decision["record"]) in records]
+def forget(store: ObjectStore, patients: set[str], records: set[int]) -> int:
+    """Delete the decisions on records of these patients, by their keys, and on these records, given as hashes; returns how many there were."""
+    # Decisions of an earlier version of this code name no patient.
+    found = [key for key, decision in _each(store, DECISIONS) if decision.get("patient") in patients or index.hash64(decision["record"]) in records]
     for key in found:
         store.delete(key)
     return len(found)

@@ -50,7 +50,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
         if count:
             on_line(f"{source['name']}: {count} shards written anew")
     records = forgotten.records_of(keys, store)
-    if count := review.forget(store, records):
+    if count := review.forget(store, keys, records):
         on_line(f"{count} decisions on the patient's records deleted")
     if not (records or seen(patient=keys)["releases"] or _look(keys, store).anything()):
         if purge:

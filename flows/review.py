@@ -25,7 +25,7 @@ AUDIT = "audit"
 
 @dataclass(frozen=True)
 class Case:
-    """A record to decide on: whether the release has it, why it is a case, its samples as they are (contents by id), and the shards they lie in."""
+    """A record to decide on: whether the release has it, why it is a case, its patient's key, its samples as they are (contents by id), and the shards they lie in."""
 
     record: str
     source: str
@@ -33,6 +33,7 @@ class Case:
     kept: bool
     reason: str
     detail: str
+    patient: str
     samples: dict[str, int]
     shards: tuple[str, ...]
 
@@ -87,7 +88,7 @@ class Review:
 
     def decide(self, case: Case, accept: bool, who: str | None, note: str, overrule: bool) -> dict:
         """Keep a decision; raises `corpus.review.AlreadyDecided`."""
-        return review.decide(self.store, case.record, case.samples, accept, who or getpass.getuser(), note, overrule)
+        return review.decide(self.store, case.record, case.samples, case.patient, accept, who or getpass.getuser(), note, overrule)
 
     def _everything(self) -> pa.Table:
         """The index of what sources keep, hold back or keep aside now, and of what the release has of the built-in ones; rows that were edited away are left out."""
@@ -132,7 +133,7 @@ class Review:
             return None
         one = rows.slice(0, 1).to_pylist()[0]
         samples = dict(zip(rows["id"].to_pylist(), index.column(rows, "content").tolist()))
-        return Case(record, one["source"], one["modality"], bool(np.isin(value, self._kept)), reason, detail, samples, tuple(dict.fromkeys(rows["shard"].to_pylist())))
+        return Case(record, one["source"], one["modality"], bool(np.isin(value, self._kept)), reason, detail, one["patient"], samples, tuple(dict.fromkeys(rows["shard"].to_pylist())))
 
 
 def save_picture(samples: list[Sample], folder: Path) -> Path | None:

@@ -510,6 +510,21 @@ def test_what_a_person_said_of_the_patient_is_purged_also_after_who_lay_beside(w
     assert saying(f"about {numbers[0]}-") == []
 
 
+def test_what_a_person_said_of_a_record_that_left_its_source_is_purged_after_who_lay_beside(ward):
+    """Nothing but the decision tells whose record it was."""
+    before = (ward.folder / "records.jsonl").read_text()
+    number = ward.more(2) - 1
+    release()
+    desk = review.Review()
+    desk.decide(desk.case(f"{ward.name}/{number}-0"), False, "anna", f"about {number}-0", False)
+    (ward.folder / "records.jsonl").write_text(before)
+    ward.take_in()
+    forget(ward.key(number + 1))
+    assert saying(f"about {number}-")
+    forget(ward.key(number))
+    assert saying(f"about {number}-") == []
+
+
 def saying(words: str) -> list[str]:
     """Keys of the decisions and pins that say this."""
     return [entry.key for entry in corpus_store().list("review/") if words.encode() in corpus_store().get(entry.key)]

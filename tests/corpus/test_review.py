@@ -47,7 +47,7 @@ def contents(taken: dict, record_id: str) -> dict[str, int]:
 
 
 def decide(taken: dict, record_id: str, accept: bool, who: str = "anna", **more) -> dict:
-    return review.decide(corpus_store(), record_id, contents(taken, record_id), accept, who, "looked at it", **more)
+    return review.decide(corpus_store(), record_id, contents(taken, record_id), "key of a patient", accept, who, "looked at it", **more)
 
 
 def build(taken: dict, out) -> tuple[dict, set[str], list]:
