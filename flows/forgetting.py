@@ -16,10 +16,15 @@ from corpus.shards import DATA, INDEX
 from flows.history import seen, whole_index
 from flows.releases import all_releases, make_release
 from infra.corpus_repo import CorpusRepo, object_key
+from infra.lease import Lease
 from infra.records import utc_now
 from infra.settings import get_settings
 from infra.stack import Stack
 from infra.store import MissingObject, ObjectStore, PreconditionFailed, corpus_store
+
+
+# For another patient who is being forgotten.
+WAIT_S = 600
 
 
 class StillThere(RuntimeError):
@@ -35,15 +40,26 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
 
     Raises:
         LookupError: nothing holds the patient, who is kept aside all the same from now on.
-        StillThere: the patient is of a built-in source, or another command wrote something with the patient during the purge.
-        SourceConflict, LeaseHeld, RepositoryError: see `corpus.forgotten.without_patient` and `flows.releases.make_release`.
+        StillThere: the patient is of a built-in source, or another command wrote something with the patient during the purge, or deleted what was looked at.
+        LeaseHeld: another patient is still being forgotten, or a release made.
+        SourceConflict, RepositoryError: see `corpus.forgotten.without_patient` and `flows.releases.make_release`.
     """
+    # Each of two purges would delete what the other is about to read.
+    with Lease("forget", holder=patient, wait_s=WAIT_S, on_wait=on_line):
+        try:
+            return _forget(patient, purge, confirm, on_line)
+        except MissingObject as error:
+            raise StillThere(f"{error}: where another command deleted it meanwhile, run this one again") from None
+
+
+def _forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_line: Callable[[str], None]) -> dict:
     from ray_jobs.params import load_params
 
     store, params = corpus_store(), load_params(get_settings().params_file).corpus
     keys = forgotten.known_as(patient, store)
     if others := keys - {patient}:
         on_line(f"patient {patient} counts as one with {len(others)} others of a group: all are forgotten")
+    again = keys <= forgotten.patients(store)
     forgotten.remember(keys, store)
     for source in taken_in.sources(store):
         _, count = forgotten.without_patient(source["name"], keys, params, store)
@@ -52,9 +68,7 @@ def forget(patient: str, purge: bool, confirm: Callable[[list[str]], bool], on_l
     records = forgotten.records_of(keys, store)
     if count := review.forget(store, keys, records):
         on_line(f"{count} decisions on the patient's records deleted")
-    if not (records or seen(patient=keys)["releases"] or _look(keys, store).anything()):
-        if purge:
-            _rewrite(on_line)
+    if not (again or records or seen(patient=keys)["releases"] or _look(keys, store).anything()):
         raise LookupError(f"no source and no release holds patient {patient}; should a source bring the patient, the patient is kept aside")
     # The patient goes, whatever is wrong with what remains.
     release = make_release(force=False, on_line=on_line, enforced="safety")
