@@ -51,12 +51,14 @@ def known_as(patient: str, store: ObjectStore) -> set[str]:
 def without_patient(name: str, patient: set[str], params: CorpusParams, store: ObjectStore) -> tuple[dict, int]:
     """A source without a patient, by all the patient's keys: shards that hold the patient are written anew. Returns its record and how many those are.
 
-    A source without the patient stays as it is.
+    A source without the patient stays as it is, and one that was removed meanwhile is none.
 
     Raises:
         SourceConflict: it was changed meanwhile.
     """
     record, etag = taken_in.current(store, name)
+    if not record:
+        return record, 0
     stale, old = store.get_json(record["stale"]), 0
 
     def without(found: list[dict], prefix: str) -> Iterator[dict]:

@@ -6,7 +6,7 @@ Taking a source in again writes only what is new or changed.
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
-from corpus import quality, taken_in
+from corpus import forgotten, quality, taken_in
 from corpus.params import CorpusParams
 from corpus.reading import Examine, OnProgress, Reading
 from corpus.record import Record, Rejection
@@ -39,6 +39,10 @@ def add(
         raise
     reading.require_nobody_forgotten()
     record = taken_in.publish(store, settled, before, etag)
+    # Who forgets a patient says so before reading the sources' records: whatever was published since the last look is seen there or here.
+    if reading.forgotten != forgotten.patients(store):
+        taken_in.put_back(store, record, before)
+    reading.require_nobody_forgotten()
     reading.end()
     return record
 

@@ -29,9 +29,15 @@ class Reading:
         self.name, self.params, self.store, self.salt = name, params, store, salt
         self.groups: dict[tuple[str, ...], frozenset[str]] = {}
         self.untold: set[frozenset[str]] = set()
-        self.journalled = _journalled(store, name)
-        self.shards = shards.each_once([*before.get("shards", ()), *self.journalled])
         self.forgotten = forgotten.patients(store)
+        self.written: list[dict] = []
+        self.held: list[dict] = []
+        self.journalled = _journalled(store, name)
+        if self.forgotten:
+            # One that was killed while a patient was forgotten could not take back what it wrote.
+            self._withdraw(self.forgotten)
+        self.journalled = [shard for shard in self.journalled if store.exists(shard["index_key"])]
+        self.shards = shards.each_once([*before.get("shards", ()), *(s for s in self.journalled if s["key"].startswith(f"{INTAKE}/"))])
         # Keys of who is kept aside as one with a forgotten patient: shards from before they were linked hold them.
         self.kept_out: set[str] = set()
         self.known = Known(self.shards, store, self.forgotten, store.get(before["origins"]) if "origins" in before else None)
@@ -40,8 +46,6 @@ class Reading:
         self.seen = self.left_out = 0
         # With the place in the source: what is examined is told later than what readers reject, by how many is at once.
         self._aside: list[tuple[int, Rejection]] = []
-        self.written: list[dict] = []
-        self.held: list[dict] = []
         self._sending: Future | None = None
 
     def run(self, records: Iterable[Record | Rejection], examine: Examine, on_progress: OnProgress) -> None:
@@ -59,7 +63,7 @@ class Reading:
                 self._aside.append((place, outcome))
             elif isinstance(outcome, HeldBack):
                 self._aside.append((place, outcome.told()))
-                self._hold(holding.add(samples))
+                self._write(holding.add(samples), HELD)
             else:
                 told = origin(read, len(outcome))
                 self._write(gathering.add([sample for sample in outcome if not self.known.has(sample, told)], told))
@@ -67,7 +71,7 @@ class Reading:
             for sample, told in self.known.take(shard, self._bytes(shard)):
                 self._write(gathering.add([sample], told))
         self._write(gathering.finish())
-        self._hold(holding.finish())
+        self._write(holding.finish(), HELD)
 
     def _unknown(self, records: Iterable[Record | Rejection], fingerprints: deque, on_progress: OnProgress) -> Iterator[Record]:
         """The records that must be examined; their fingerprints are lined up for the outcomes."""
@@ -105,21 +109,19 @@ class Reading:
             self.store.put_json(f"{forgotten.LINKED}/{self.name}-{digest(groups)[:16]}.json", groups)
             self.untold.clear()
 
-    def _write(self, full: list[shards.Building]) -> None:
+    def _write(self, full: list[shards.Building], to: str = INTAKE) -> None:
         for building in full:
             self.tell_groups()
             # One at a time is under way: a store that is slow or gone holds the reading up, rather than memory.
             self._sent()
-            self._sending = self._sender.submit(self._send, building)
+            self._sending = self._sender.submit(self._send, building, to)
 
-    def _hold(self, full: list[shards.Building]) -> None:
-        if full:
-            self.tell_groups()
-        self.held += [shards.put(self.store, f"{HELD}/{self.name}", building.finish()) for building in full]
-
-    def _send(self, building: shards.Building) -> None:
-        self.written.append(shards.put(self.store, f"{INTAKE}/{self.name}", building.finish()))
-        self.store.put_json(_journal(self.name), self.journalled + self.written)
+    def _send(self, building: shards.Building, to: str) -> None:
+        """Keep a shard. The journal names it before it is there: what a killed reading leaves is known to the next."""
+        shard, prefix = building.finish(), f"{to}/{self.name}"
+        (self.held if to == HELD else self.written).append(shards.entry(prefix, shard))
+        self.store.put_json(_journal(self.name), self.journalled + self.written + self.held)
+        shards.put(self.store, prefix, shard)
 
     def _sent(self) -> None:
         """Wait for the shard under way; raises what went wrong with it."""
@@ -137,9 +139,11 @@ class Reading:
         now = taken_in.current(self.store, self.name)[0]
         used = {shard["key"] for shard in [*now.get("shards", ()), *now.get("held", ())]}
         for shard in [*self.journalled, *self.written, *self.held]:
-            if shard["key"] not in used and self.store.exists(shard["index_key"]) and not patients.isdisjoint(index.patients(self.store.get(shard["index_key"]))):
-                for key in ("index_key", "key"):
-                    self.store.delete(shard[key])
+            # Killed between the two, a reading left the shard without its index.
+            there = [key for key in (shard["index_key"], shard["key"]) if self.store.exists(key)]
+            if shard["key"] not in used and there and not patients.isdisjoint(index.patients(self.store.get(there[0]))):
+                for key in there:
+                    self.store.delete(key)
 
     def _bytes(self, shard: str) -> bytes:
         return self.store.get(next(s["key"] for s in self.shards if s["shard"] == shard))
@@ -172,8 +176,8 @@ def _journal(name: str) -> str:
 
 
 def _journalled(store: ObjectStore, name: str) -> list[dict]:
-    """Shards of a reading that did not come to its end, but for those that a purge deleted."""
+    """Shards of a reading that did not come to its end; a purge may have deleted some, or they were not written yet."""
     try:
-        return [shard for shard in store.get_json(_journal(name)) if store.exists(shard["index_key"])]
+        return store.get_json(_journal(name))
     except MissingObject:
         return []

@@ -118,15 +118,20 @@ def _folder(source: str) -> str:
     return re.sub(r"[^\w. -]+", "-", source).strip("-.")[:100] or "source"
 
 
+def entry(prefix: str, shard: Shard) -> dict:
+    """What names a shard that is kept under a prefix: {shard, key, index_key, rows, bytes}."""
+    return {"shard": shard.name, "key": f"{prefix}/{shard.name}{DATA}", "index_key": f"{prefix}/{shard.name}{INDEX}", "rows": shard.rows, "bytes": len(shard.data)}
+
+
 def put(store: ObjectStore, prefix: str, shard: Shard) -> dict:
-    """Keep a shard and its index under a prefix, unless they are there; returns their entry {shard, key, index_key, rows, bytes}."""
-    keys = {"key": f"{prefix}/{shard.name}{DATA}", "index_key": f"{prefix}/{shard.name}{INDEX}"}
-    if not store.exists(keys["key"]):
-        store.put(keys["key"], shard.data)
+    """Keep a shard and its index under a prefix, unless they are there; returns their entry."""
+    named = entry(prefix, shard)
+    if not store.exists(named["key"]):
+        store.put(named["key"], shard.data)
     # No name tells an index's content: of the same samples an earlier version of this code may have told less.
-    if not store.exists(keys["index_key"]) or store.get(keys["index_key"]) != shard.index:
-        store.put(keys["index_key"], shard.index)
-    return {"shard": shard.name, **keys, "rows": shard.rows, "bytes": len(shard.data)}
+    if not store.exists(named["index_key"]) or store.get(named["index_key"]) != shard.index:
+        store.put(named["index_key"], shard.index)
+    return named
 
 
 def each_once(entries: Iterable[dict]) -> list[dict]:

@@ -131,3 +131,14 @@ def publish(store: ObjectStore, record: dict, before: dict, etag: str | None) ->
     except (PreconditionFailed, MissingObject):
         raise SourceConflict(record["name"]) from None
     return record | {"how": "up to date" if same else "replaced" if before else "added"}
+
+
+def put_back(store: ObjectStore, record: dict, before: dict) -> None:
+    """Make the record that was there before the source's again, unless it was changed since this one was published."""
+    now, etag = current(store, record["name"])
+    if any(now.get(key) != record[key] for key in ("shards", "held", "removed")):
+        return
+    if before:
+        store.put_json(f"{INTAKE}/{record['name']}.json", before, if_match=etag)
+    else:
+        remove(record["name"], store)

@@ -223,9 +223,36 @@ def test_stopped_anywhere_the_same_command_completes_it(ward, monkeypatch, numbe
     assert "purged" not in all_releases(corpus_store())[-1]
 
 
+def test_of_two_purges_at_once_the_second_waits_for_the_first(ward, monkeypatch):
+    """It would meet with objects that are deleted under its hands."""
+    first, second = ward.more(2) - 1, ward.count - 1
+    release()
+    plain, other, begun = forgetting._purge, ThreadPoolExecutor(1), []
+
+    def beside(*arguments):
+        monkeypatch.setattr(forgetting, "_purge", plain)
+        begun.append(other.submit(forget, ward.key(second)))
+        with pytest.raises(TimeoutError):
+            begun[0].result(timeout=2)
+        return plain(*arguments)
+
+    monkeypatch.setattr(forgetting, "_purge", beside)
+    forget(ward.key(first))
+    assert begun[0].result(timeout=120)["purged"] and holding(ward.key(first), ward.key(second)) == []
+
+
+def test_a_purge_under_whose_hands_something_is_deleted_is_told_to_be_run_again(ward, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(forgetting.StillThere, match="run this one again"):
+        patched.setattr(forgetting, "_unrecorded", lambda patient, store: store.get("dvc/gone"))
+        forget(ward.key(17))
+    forget(ward.key(17))
+    assert holding(ward.key(17)) == []
+
+
 @pytest.mark.parametrize("number, other, point", [(13, 14, "_mark"), (15, 16, "_untold")])
 def test_of_two_purges_at_once_one_is_told_to_be_run_again(ward, monkeypatch, number, other, point):
-    """Both change the indexes of the same shards, and the records that name them."""
+    """Both change the indexes of the same shards, and the records that name them; one lost its lease, as after a long pause."""
+    monkeypatch.setattr(forgetting, "Lease", lambda *named, **how: nullcontext())
     saw = [[r["tag"] for r in history.trace(patient=ward.key(n))["releases"]] for n in (number, other)]
     plain = getattr(forgetting, point)
 
@@ -349,6 +376,49 @@ def test_what_a_reading_writes_of_a_patient_who_is_purged_meanwhile_does_not_sta
     assert holding(ward.key(number)) == []
     ward.take_in()
     assert ward.forgotten() and holding(ward.key(number)) == []
+
+
+def test_what_a_reading_wrote_that_was_killed_after_a_purge_goes_with_the_next(ward, monkeypatch):
+    """Shards of the source, some without their index yet, and those that wait for a person."""
+    number, records = ward.more(1), ward.folder / "records.jsonl"
+    records.write_text(records.read_text().replace(f"CT image {number} 0", f"CT image, read again: {number}").replace(f"CT image {number} 1", "MRI of the head"))
+    plain = quality.examine_all
+
+    def after_a_purge(*arguments):
+        patched.setattr(quality, "examine_all", plain)
+        forget(ward.key(number))
+        return plain(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(quality, "examine_all", after_a_purge)
+        patched.setattr(reading.Reading, "require_nobody_forgotten", stop)
+        ward.take_in()
+    left = holding(ward.key(number))
+    assert {key.partition("/")[0] for key in left} == {"held", "intake"}
+    corpus_store().delete(next(key for key in left if key.startswith("intake/") and key.endswith(".index.parquet")))
+    ward.take_in()
+    assert holding(ward.key(number)) == []
+
+
+def test_who_is_forgotten_between_the_last_look_and_the_publishing_of_a_source_does_not_stay_in_it(ward, monkeypatch):
+    number, plain = ward.count, taken_in.publish
+
+    def after_a_purge(*arguments):
+        monkeypatch.undo()
+        forget(ward.key(number))
+        return plain(*arguments)
+
+    before = taken_in.current(corpus_store(), ward.name)
+    monkeypatch.setattr(taken_in, "publish", after_a_purge)
+    with pytest.raises(taken_in.SourceConflict, match="run this one again"):
+        ward.more(1)
+    assert taken_in.current(corpus_store(), ward.name) == before and holding(ward.key(number)) == []
+    ward.take_in()
+    assert ward.forgotten() and holding(ward.key(number)) == []
+
+
+def test_a_source_that_is_removed_while_a_patient_is_forgotten_is_passed_over(s3):
+    assert forgotten.without_patient("removed", {"0123456789abcdef0123"}, CorpusParams(), corpus_store()) == ({}, 0)
 
 
 def test_a_reading_whose_shards_are_purged_meanwhile_is_told_to_be_run_again(ward, monkeypatch):
