@@ -171,7 +171,8 @@ def _lesser_copies(rows: np.ndarray, group: np.ndarray, state: _State) -> tuple[
     first = np.zeros(len(rows), dtype=bool)
     first[np.unique(state.sayings[rows], return_index=True)[1]] = True
     beside = np.all([values[rows] == values[owners] for values in (state.source, state.patient, state.protection)], axis=0)
-    lesser = (state.record[rows] != state.record[owners]) & ~(beside & first)
+    # An id may be two records': of one record alone all samples are a patient's, in one split.
+    lesser = ~(beside & (first | (state.record[rows] == state.record[owners])))
     by_row = np.argsort(rows[lesser])
     return rows[lesser][by_row], owners[lesser][by_row]
 

@@ -58,3 +58,8 @@ def test_other_pictures_and_slices_of_one_patient_are_no_copies():
     first = record(0, images=(lambda: scene(1),))
     assert settled(first, record(1, images=(lambda: scene(2),), split="test")) == []
     assert settled(first, record(1, images=(lambda: recoded(scene(1)),), patient=first.patient)) == []
+
+
+def test_one_id_of_two_patients_is_no_reason_to_keep_a_picture_twice():
+    one, other = record(0, caption=None, split="train", patient="one"), record(0, turns=(), split="test", patient="other")
+    assert [(r.reason, r.where) for r in settled(one, other)] == [("duplicate", "made/r000#u")]
