@@ -85,6 +85,7 @@ class QualityParams(_Section):
     window_percentiles: tuple[float, float] = Field((0.5, 99.5), description="16-bit to 8-bit window, the darker one first")
     max_aspect: float = Field(6, ge=1, description="longer side over shorter side")
     min_entropy: float = Field(0.1, ge=0, lt=8, description="bits of the grey levels; a blank picture has none")
+    min_bright: int = Field(8, ge=0, le=255, description="grey level that a pixel in a thousand must have; a near-black picture is darker")
     min_caption: int = Field(1, ge=1, description="characters of a caption")
     max_text: int = Field(1024, ge=16, description="characters of a caption, question or answer")
     near_distance: int = Field(4, ge=0, le=16, description="bits in which pHash and dHash of look-alikes differ at most; at 6, two people's hands are one")

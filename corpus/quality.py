@@ -89,7 +89,7 @@ def _examine(record: Record, params: QualityParams, salt: bytes, measuring: Meas
     samples = _samples(record, pictures, measured, turns, caption, instruction, known)
     # Text on the picture comes first: whoever decides must know that it may name a patient.
     doubts = [("burned-in-text", "it seems to carry text, which may name the patient")] if any(c.carries_text for c in cleaned) else []
-    doubts += [*_caption_doubts(caption, modality, params), *_picture_doubts(cleaned[0].size, measured[0]["entropy"], params)]
+    doubts += [*_caption_doubts(caption, modality, params), *_picture_doubts(cleaned[0], measured[0]["entropy"], params)]
     if not doubts:
         return samples
     return HeldBack(record.source, record.where, doubts[0][0], "; ".join(detail for _, detail in doubts), samples[0].record, tuple(samples))
@@ -184,10 +184,17 @@ def _windowed(picture: Pillow.Image, percentiles: tuple[float, float], inverted:
     return Pillow.fromarray(np.nan_to_num(scaled, copy=False).astype(np.uint8))
 
 
-def _picture_doubts(size: tuple[int, int], entropy: float, params: QualityParams) -> Iterator[tuple[str, str]]:
-    """A picture of one tone, or a strip."""
+def _picture_doubts(cleaned: Cleaned, entropy: float, params: QualityParams) -> Iterator[tuple[str, str]]:
+    """A picture of one tone, a near-black one, or a strip."""
     if entropy < params.min_entropy:
         yield "blank", f"its grey levels carry less than {params.min_entropy} bits"
-    long, short = max(size), min(size)
-    if long > params.max_aspect * short:
-        yield "odd-aspect", (f"{size[0]}x{size[1]} px; one side may be {params.max_aspect:g} times the other at most")
+    elif _is_dark(cleaned.picture, params.min_bright):
+        yield "blank", f"it is near-black: less than a pixel in a thousand has a grey level of {params.min_bright} or more"
+    width, height = cleaned.size
+    if max(width, height) > params.max_aspect * min(width, height):
+        yield "odd-aspect", (f"{width}x{height} px; one side may be {params.max_aspect:g} times the other at most")
+
+
+def _is_dark(picture: Pillow.Image, level: int) -> bool:
+    levels = picture.convert("L").histogram()
+    return 1000 * sum(levels[level:]) < sum(levels)

@@ -188,10 +188,22 @@ def test_whatever_a_decoder_raises_the_record_is_kept_aside():
     assert (outcome.reason, outcome.detail) == ("unreadable-image", "cannot be processed (ZeroDivisionError)")
 
 
+def dark(brightest: int, bright: int = 0) -> Image.Image:
+    """Noise up to a grey level, and so many white pixels of 4,096."""
+    pixels = np.random.default_rng(0).integers(0, brightest, (64, 64), dtype=np.uint8, endpoint=True)
+    pixels.flat[:bright] = 255
+    return Image.fromarray(pixels)
+
+
+def test_a_dark_picture_that_shows_something_stays():
+    assert isinstance(quality.examine(record(0, images=(lambda: dark(7, bright=5),)), QualityParams(), SALT), list)
+
+
 @pytest.mark.parametrize(
     "known, reason",
     [
         ({"images": (lambda: Image.new("L", (64, 64), 7),)}, "blank"),
+        ({"images": (lambda: dark(7),)}, "blank"),
         ({"images": (lambda: Image.effect_noise((640, 40), 50),)}, "odd-aspect"),
         ({"turns": (), "caption": "CT."}, "text-length"),
     ],
