@@ -1,6 +1,7 @@
 """Quality control: each record becomes clean samples, or is kept aside with its reason."""
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator
 from itertools import compress
@@ -188,7 +189,8 @@ def _picture_doubts(cleaned: Cleaned, entropy: float, params: QualityParams) -> 
     """A picture of one tone, a near-black one, or a strip."""
     if entropy < params.min_entropy:
         yield "blank", f"its grey levels carry less than {params.min_entropy} bits"
-    elif _is_dark(cleaned.picture, params.min_bright):
+    # So few levels carry no more bits than that: only of such a picture all pixels are counted.
+    elif entropy < math.log2(max(2, params.min_bright)) + 1 and _is_dark(cleaned.picture, params.min_bright):
         yield "blank", f"it is near-black: less than a pixel in a thousand has a grey level of {params.min_bright} or more"
     width, height = cleaned.size
     if max(width, height) > params.max_aspect * min(width, height):
