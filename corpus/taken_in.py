@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pyarrow as pa
 
@@ -139,6 +140,7 @@ def put_back(store: ObjectStore, record: dict, before: dict) -> None:
     if any(now.get(key) != record[key] for key in ("shards", "held", "removed")):
         return
     if before:
-        store.put_json(f"{INTAKE}/{record['name']}.json", before, if_match=etag)
+        with suppress(PreconditionFailed, MissingObject):
+            store.put_json(f"{INTAKE}/{record['name']}.json", before, if_match=etag)
     else:
         remove(record["name"], store)
