@@ -1,7 +1,6 @@
 """Notice that a stage is to end, as a worker hears of it."""
 
 import threading
-import time
 from types import SimpleNamespace
 
 import ray
@@ -21,8 +20,9 @@ def test_a_bell_that_is_slow_to_answer_is_asked_again(monkeypatch):
         return True
 
     monkeypatch.setattr(notice, "_told", threading.Event())
+    monkeypatch.setattr(notice, "POLL_S", 0)
     monkeypatch.setattr(ray, "get", get)
-    told, end = Notice(SimpleNamespace(is_rung=SimpleNamespace(remote=lambda: None))), time.monotonic() + 10
-    while not told.given() and time.monotonic() < end:
-        time.sleep(0.01)
+    told = Notice(SimpleNamespace(is_rung=SimpleNamespace(remote=lambda: None)))
+    for asking in (thread for thread in threading.enumerate() if thread.name == "notice"):
+        asking.join(10)
     assert told.given() and len(asked) == 2
