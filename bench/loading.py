@@ -1,6 +1,6 @@
 """The loader's speed beside others': rows of bench/training.py.
 
-All read the same JPEGs (384 to 512 px, 45 to 80 KB) once, from the same object store, with cold caches and two processes,
+All read the same JPEGs (384 to 512 px, 28 to 48 KB) once, from the same object store, with cold caches and two processes,
 from shards of one size, and decode and resize them alike. Samples are of understanding, one question each, so that no
 encoding by the VAE is in it. Ours also draws, tokenises and packs; samples count as read when they wait for a pack. What
 differs from peer to peer is in bench/contestants.py, how to install them in bench/requirements.txt.

@@ -41,7 +41,7 @@ def measure(quick: bool) -> list[Row]:
             small = {"tokens_per_pack": 256}
             return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False, stage=small), *loading(Path(folder), 60, 1, peers=False)], FEW)
         shards = {"shards": {"target_bytes": SHARD_BYTES}}  # as everybody's
-        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=200, repeats=3, ray=True, stage={}), *loading(Path(folder), 6144, 3, peers=True)], shards, ("s3", "ray"))
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=200, repeats=3, ray=True, stage={}), *loading(Path(folder), 12_288, 3, peers=True)], shards, ("s3", "ray"))
 
 
 def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict) -> list[Row]:
