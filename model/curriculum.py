@@ -38,9 +38,9 @@ class BootstrapParams(_Section):
 class Dropout(_Section):
     """Probability that a condition is left out, so that guidance has something to guide away from."""
 
-    text: float = Field(0.3, ge=0, lt=1)
-    vit: float = Field(0.05, ge=0, lt=1)
-    vae: float = Field(0.05, ge=0, lt=1, description="as published; the released loaders never leave out a VAE condition, nor does ours")
+    text: float = Field(0.3, ge=0, lt=1, description="of a prompt to draw")
+    vit: float = Field(0.05, ge=0, lt=1, description="of pictures to be understood")
+    vae: float = Field(0.05, ge=0, lt=1, description="as published; does nothing: as in the released loaders no picture to be edited is left out, neither its VAE nor its ViT view")
 
 
 class Resolution(_Section):

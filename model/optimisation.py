@@ -31,7 +31,7 @@ def set_trainable(model: UniMedVL, parts: tuple[Part, ...]) -> dict[str, nn.Para
 
 
 def make_optimiser(parameters: dict[str, nn.Parameter], stage: StageParams) -> torch.optim.AdamW:
-    """AdamW with the published betas; eps is BAGEL's 1e-15."""
+    """AdamW with the constants of the released code: the paper does not tell them."""
     return torch.optim.AdamW(parameters.values(), lr=stage.learning_rate, betas=(0.9, 0.95), eps=1e-15, weight_decay=0.0, fused=True)
 
 
