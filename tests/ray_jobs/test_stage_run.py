@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -436,11 +437,41 @@ def test_what_is_not_finite_is_not_published(tiny, s3, tmp_path):
         export_average(tiny, "not-finite", 1, model_store(), tmp_path)
 
 
-def test_a_spike_is_no_step(tiny, tmp_path):
-    training = TRAINING.model_copy(update={"anomaly": TRAINING.anomaly.model_copy(update={"window": 5, "spike": 1.0001})})
-    run, told = start(tiny, "spike", tmp_path, training=training)
-    run.run()
-    assert "skipped-step" in told.kinds()
+def loud(run, positions: set[int]) -> None:
+    """The drawings at these positions have a velocity loss thousands of times the others', and are numbers all the same."""
+    quiet = run.loader._pack
+
+    def louder(name: str, position: int):
+        made = quiet(name, position)
+        return replace(made, latents=made.latents * 100) if position in positions else made
+
+    run.loader._pack = louder
+
+
+WATCHFUL = TRAINING.model_copy(update={"anomaly": AnomalyParams(window=5)})
+
+
+def test_a_batch_whose_loss_is_far_above_the_others_changes_nothing(tiny, tmp_path):
+    """Weights, averages and moments after it are those before it, to the bit."""
+    before, _ = start(tiny, "before-the-spike", tmp_path / "before", training=WATCHFUL, notice=NoticeAt(8))
+    assert before.run() == "stopped" and before.progress.step == 8
+    run, told = start(tiny, "spiking", tmp_path / "spiking", training=WATCHFUL, notice=NoticeAt(9))
+    loud(run, {8})
+    assert run.run() == "stopped" and run.progress.step == 9
+    assert told.kinds() == ["skipped-step", "stopped"] and "velocity loss" in told.events[0][2]
+    assert same(learned(run), learned(before))
+    again, told = start(tiny, "spiking", tmp_path / "spiking", training=WATCHFUL)
+    assert again.run() == "finished" and told.kinds() == ["resumed"] and again.progress.watchdog.skipped == 1
+
+
+def test_spikes_in_a_row_take_the_run_back_as_what_is_no_number_does(tiny, tmp_path):
+    positions = {8, 9, 10, 11}
+    run, told = start(tiny, "spikes", tmp_path / "spikes", training=WATCHFUL)
+    loud(run, positions)
+    assert run.run() == "finished"
+    assert told.kinds() == ["skipped-step"] * 4 + ["rolled-back"] and "from step 12 to 8" in told.events[-1][2]
+    other, _ = start(tiny, "no-numbers", tmp_path / "other", training=WATCHFUL, spoilt=frozenset(positions))
+    assert other.run() == "finished" and same(learned(run), learned(other)) and run.progress.history == other.progress.history
 
 
 def test_losses_are_judged_beside_those_of_their_kind():
@@ -485,6 +516,33 @@ def test_a_folder_that_another_machine_has_cleared_costs_no_checkpoint(s3, tmp_p
     checkpoints.before_commit = lambda: shutil.rmtree(tmp_path / "scratch")
     save(checkpoints, 10)
     assert step_in(checkpoints) == 10 and not kinds
+
+
+def test_gradients_that_are_too_long_are_made_shorter(tiny, tmp_path):
+    """The first moments of a first step are a tenth of its gradients."""
+    def stepped(most: float) -> tuple[float, dict[str, torch.Tensor]]:
+        run, told = start(tiny, f"clipped-{most}", tmp_path / str(most), stage=STAGE.model_copy(update={"steps": 1, "max_grad_norm": most}))
+        assert run.run() == "finished"
+        return told.rows[0]["grad_norm"], {name: tensor * 10 for name, tensor in learned(run).items() if name.startswith("exp_avg/")}
+
+    norm, free = stepped(1e9)
+    told, clipped = stepped(norm / 4)
+    assert told == norm == pytest.approx(torch.nn.utils.get_total_norm(free.values()).item(), rel=1e-4), "the one before clipping is told"
+    assert all(torch.allclose(clipped[name], free[name] / 4, rtol=1e-3, atol=1e-9) for name in free)
+
+
+def test_a_run_in_bfloat16_learns_near_one_in_float32_and_goes_on_to_the_same_bits(tiny, undisturbed, tmp_path):
+    """Layers compute in bfloat16; weights, averages and moments are float32."""
+    narrow = TRAINING.model_copy(update={"precision": "bfloat16"})
+    whole, _ = start(tiny, "narrow", tmp_path / "whole", training=narrow)
+    assert whole.run() == "finished"
+    wanted = [row["mse"] for row in undisturbed[1]]
+    found = [row["mse"] for row in whole.progress.history]
+    assert found != wanted and found == pytest.approx(wanted, rel=0.05)
+    assert {tensor.dtype for tensor in learned(whole).values()} == {torch.float32}
+    start(tiny, "narrow-cut", tmp_path / "cut", training=narrow, notice=NoticeAt(7))[0].run()
+    again, _ = start(tiny, "narrow-cut", tmp_path / "cut", training=narrow)
+    assert again.run() == "finished" and same(learned(again), learned(whole)) and again.progress.history == whole.progress.history
 
 
 def test_what_killed_attempts_left_on_this_machine_goes(s3, tmp_path):
