@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from bench import trainer_slice
 from flows import steps
 from infra import outage
 from infra.jobs import JobCancelled, JobOutcome
@@ -325,6 +326,12 @@ def test_a_run_without_a_checkpoint_goes_back_to_its_start(tiny, tmp_path, spoil
     other.loader.positions = dict.fromkeys(other.loader.positions, to_go - 12)
     other.state.progress.rollbacks = 1
     assert other.run() == "finished" and same(learned(other), learned(run))
+
+
+def test_a_bench_that_keeps_no_checkpoints_goes_back_as_well(tiny, tmp_path):
+    run, told = start(tiny, "bench", tmp_path, spoilt=frozenset(range(4)))
+    run.checkpoints = trainer_slice._NoCheckpoints()
+    assert run.run() == "finished" and told.kinds() == ["skipped-step"] * 4 + ["rolled-back"] and not in_store("bench")
 
 
 def test_a_checkpoint_that_was_gone_back_behind_is_gone_on_from_no_more(tiny, tmp_path):
