@@ -3,7 +3,8 @@
 Trains the tiny network on the built-in sources (and `--add FOLDER`) in five ways at equal tokens, several seeds each: the
 three stages of `params.yaml` in order, their mean mixture all at once, their mixtures in reverse, and the three stages
 with understanding or generation alone. Learning rates and trainable parts go with a stage's place, so that only the data
-differ. Answers whatever comes out; differences within the intervals say nothing.
+differ. Answers whatever comes out; differences within the intervals say nothing. `--read FILE [FILE ...]` tells what
+earlier runs saved, taken together.
 """
 
 import argparse
@@ -25,9 +26,10 @@ from ray_jobs.params import Params, load_params
 REPO = Path(__file__).resolve().parent.parent
 VARIANTS = ("curriculum", "all-at-once", "reversed", "understanding-only", "generation-only")
 # Table 9 of the paper: SLAKE accuracy, gFID; per variant that it reports.
-PAPER = {"curriculum": (0.754, 96.29), "all-at-once": (0.656, 123.48), "understanding-only": (0.548, None), "generation-only": (None, 118.60)}
+PAPER = {"curriculum": ("0.754", "96.29"), "all-at-once": ("0.656", "123.48"), "understanding-only": ("0.548", ""), "generation-only": ("", "118.60")}
 METRICS = {"answers": "share of test questions answered right", "drawings": "share of drawings of the modality asked for", "velocity": "velocity loss on test drawings (less is better)"}
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+# What the curriculum is compared with, and by which metric.
+CLAIMS = (("answers", "all-at-once"), ("answers", "reversed"), ("answers", "understanding-only"), ("drawings", "all-at-once"), ("drawings", "reversed"), ("drawings", "generation-only"))
 
 
 def stages(variant: str, params: Params, steps: int) -> list[StageParams]:
@@ -170,9 +172,11 @@ def _tell(line: str) -> None:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Mean, and half the width of its 95 % interval (Student's t)."""
+    from scipy.stats import t
+
     if len(values) < 2:
         return values[0], float("nan")
-    return statistics.mean(values), T_95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    return statistics.mean(values), float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def table(found: dict) -> str:
@@ -180,30 +184,58 @@ def table(found: dict) -> str:
     lines = ["| data | answers right | drawings right | velocity loss | paper: SLAKE | paper: gFID |", "| --- | --- | --- | --- | --- | --- |"]
     for variant, scores in found.items():
         told = ["{:.3f} ± {:.3f}".format(*interval(scores[metric])) for metric in METRICS]
-        lines.append(f"| {variant} | {' | '.join(told)} | " + " | ".join("" if value is None else f"{value:g}" for value in PAPER.get(variant, (None, None))) + " |")
+        lines.append(f"| {' | '.join((variant, *told, *PAPER.get(variant, ('', ''))))} |")
+    return "\n".join(lines)
+
+
+def differences(found: dict) -> str:
+    """How far the curriculum is ahead of each other way, seed by seed."""
+    lines = []
+    for metric, peer in CLAIMS:
+        ahead = [ours - theirs for ours, theirs in zip(found["curriculum"][metric], found[peer][metric], strict=True)]
+        lines.append("{}, curriculum less {}: {:+.3f} ± {:.3f}, ahead in {} of {}".format(metric, peer, *interval(ahead), sum(by > 0 for by in ahead), len(ahead)))
     return "\n".join(lines)
 
 
 def rows(found: dict) -> list[Row]:
     """The claims as comparisons: the curriculum beside each other way."""
     ours = {metric: interval(found["curriculum"][metric])[0] for metric in METRICS}
-    claims = [("answers", "all-at-once"), ("answers", "reversed"), ("answers", "understanding-only"), ("drawings", "all-at-once"), ("drawings", "reversed"), ("drawings", "generation-only")]
-    return [Row(f"{metric}: curriculum", ours[metric], "share", peer, max(interval(found[peer][metric])[0], 1e-9), goal=1.0) for metric, peer in claims]
+    return [Row(f"{metric}: curriculum", ours[metric], "share", peer, max(interval(found[peer][metric])[0], 1e-9), goal=1.0) for metric, peer in CLAIMS]
+
+
+def together(files: list[Path]) -> dict[str, dict[str, list[float]]]:
+    """The scores that `--save` has written into these files, as if of one run.
+
+    Raises:
+        ValueError: they were not trained for as many steps.
+    """
+    saved = [json.loads(file.read_text()) for file in files]
+    if len(steps := {one["steps"] for one in saved}) > 1:
+        raise ValueError(f"the files are of runs of {' and '.join(map(str, sorted(steps)))} steps, which say nothing together")
+    return {variant: {metric: [value for one in saved for value in one["scores"][variant][metric]] for metric in METRICS} for variant in VARIANTS}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 6))
+    parser.add_argument("--seeds", type=int, default=3, choices=range(1, 11))
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps of every variant, over all its stages")
     parser.add_argument("--add", type=Path, action="append", default=[], metavar="FOLDER", help="a folder of real pictures to take in as well")
     parser.add_argument("--quick", action="store_true", help="a check of shape: one seed, few steps")
     parser.add_argument("--json", action="store_true", help="print the comparisons as JSON")
     parser.add_argument("--save", type=Path, metavar="FILE", help="also write everything with hardware, versions and commit")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep what is done in this folder, and go on from what it holds")
+    parser.add_argument("--read", type=Path, nargs="+", metavar="FILE", help="measure nothing: tell what these files of --save hold together")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(one(json.loads(arguments.one))))
+        return
+    if arguments.read:
+        try:
+            found = together(arguments.read)
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        print(table(found), differences(found), sep="\n\n")
         return
     steps, seeds = (6, 1) if arguments.quick else (arguments.steps, arguments.seeds)
     with tempfile.TemporaryDirectory() as folder:

@@ -318,6 +318,23 @@ def test_a_bench_prints_rows(bench, count):
         assert row["ratio"] == pytest.approx(row["value"] / row["peer_value"]) and row["met"] == (row["ratio"] >= row["goal"])
 
 
+def test_the_documented_science_is_what_the_committed_results_say():
+    """Two runs of three seeds, read together."""
+    root = Path(__file__).parent.parent
+    done = run("bench.curriculum", "--read", *(str(root / "bench" / "results" / f"curriculum-2026-11-{day}.json") for day in (25, 28)))
+    assert done.returncode == 0, done.stderr
+    table, ahead = done.stdout.split("\n\n")
+    assert table in (root / "docs" / "training.md").read_text()
+    assert "answers, curriculum less all-at-once: +0.054 ± 0.048, ahead in 5 of 6" in ahead.splitlines()
+
+
+def test_results_of_runs_that_differ_are_not_read_together(tmp_path):
+    for steps in (5, 6):
+        (tmp_path / f"{steps}.json").write_text(json.dumps({"steps": steps}))
+    done = run("bench.curriculum", "--read", str(tmp_path / "5.json"), str(tmp_path / "6.json"))
+    assert done.returncode == 2 and "runs of 5 and 6 steps" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_the_scale_bench_measures_and_projects(tmp_path):
     done = run("bench.corpus_scale", "--quick", "--json", "--save", str(tmp_path / "found.json"))
