@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -42,6 +43,31 @@ def unimed(*arguments: str) -> subprocess.CompletedProcess:
 def test_a_retraining_ends_with_a_served_champion(first):
     assert first["promoted"] and first["endpoint"]["version"] == first["candidate"]
     assert [s["stage"] for s in first["stages"]] == ["bootstrap", "foundation", "unified"]
+
+
+def prefect_log(flow_run_name: str) -> list[str]:
+    """What a flow run has told its log, as Prefect's API has it."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName, LogFilter, LogFilterFlowRunId
+
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[flow_run_name])))
+        lines, of_run = [], LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        while page := client.read_logs(log_filter=of_run, limit=200, offset=len(lines)):
+            lines += [entry.message for entry in page]
+    return lines
+
+
+def test_a_stages_log_lines_are_in_prefect(first):
+    """Step, both losses, rate, gradient norm, speed, real tokens, MFU, data wait and time to go; both stages had targets of both kinds."""
+    number = r"\d[\d,.]*"
+    line = re.compile(rf"(\w+) step (\d+/\d+) ce {number} mse {number} lr {number}e-\d+ norm {number} {number} tokens/s real {number}% mfu {number}% wait {number}% eta \d+ s")
+    wanted, told, end = {("foundation", "20/40"), ("foundation", "40/40"), ("unified", "20/20")}, set(), time.monotonic() + 20
+    # They are sent a few at a time.
+    while told != wanted and time.monotonic() < end:
+        time.sleep(0.5)
+        told = {found.groups() for found in map(line.search, prefect_log("retrain (test)")) if found}
+    assert told == wanted
 
 
 def test_a_second_retraining_finds_everything_up_to_date(first):
