@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from model.config import ModelConfig
 from tests.ray_jobs.test_stage_run import tiny  # noqa: F401
-from tests.ray_jobs.training_runs import MadePacks, learned, same, start
+from tests.ray_jobs.training_runs import MadePacks, UnlikePacks, learned, same, start
 
 
-def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9, streams: int = 2, pause_s: float = 0.0, evaluate_every: int | None = None) -> dict:
+def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9, streams: int = 2, pause_s: float = 0.0, evaluate_every: int | None = None, unlike: bool = False) -> dict:
     """Run `name` on this many processes; returns its ending with what was learned and which samples were seen."""
     out.mkdir(exist_ok=True)
-    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps, "streams": streams, "pause_s": pause_s, "evaluate_every": evaluate_every}
+    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps, "streams": streams, "pause_s": pause_s, "evaluate_every": evaluate_every, "unlike": unlike}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -84,3 +84,15 @@ def test_validating_sharded_weights_changes_nothing_that_is_learned(tiny, s3, tm
     plain = train(2, tiny, "unlooked-at", tmp_path / "plain", parallel="fsdp", steps=4)
     looked = train(2, tiny, "looked-at", tmp_path / "looked", parallel="fsdp", steps=4, evaluate_every=1)
     assert same(plain["learned"], looked["learned"]) and plain["history"] == looked["history"]
+
+
+def test_a_worker_without_targets_of_a_kind_adds_nothing_to_it(tiny, s3, tmp_path):  # noqa: F811
+    """One has words alone, the other drawings alone: losses and weights are those of one worker that has both."""
+    whole, _ = start(tiny, "unlike-alone", tmp_path / "scratch")
+    whole.loader = UnlikePacks(whole.loader.config)
+    whole.run()
+    both = train(2, tiny, "unlike-two", tmp_path / "two", unlike=True)
+    wanted = whole.progress.history
+    for kind in ("ce", "mse"):
+        assert [line[kind] for line in both["history"]] == pytest.approx([line[kind] for line in wanted], rel=1e-3)
+    assert close(both["learned"], learned(whole))

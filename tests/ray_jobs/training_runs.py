@@ -61,6 +61,16 @@ class MadePacks:
         pass
 
 
+class UnlikePacks(MadePacks):
+    """Stream 0 has words alone, the others pictures to be drawn alone: no target of the other kind."""
+
+    def _pack(self, name: str, position: int) -> PackedSequence:
+        rng = torch.Generator().manual_seed(1000 * int(name) + position)
+        ids = torch.randint(10, 200, (12,), generator=rng).tolist()
+        latent = torch.randn(self.config.vae.z_channels, 8, 8, generator=rng)
+        return pack([[TextItem(ids), TextItem(ids[:4], loss=True) if name == "0" else VAEItem(latent, draw=0.3)]], self.config)
+
+
 @dataclass
 class Told:
     """What a run tells of itself, kept in memory; and the notice, given at a step."""

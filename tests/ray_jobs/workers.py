@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from model.curriculum import TrainingParams
 from ray_jobs.place import Place
 from ray_jobs.validation import Validation
-from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, start
+from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, UnlikePacks, start
 
 
 class OnOnePack(Validation):
@@ -33,6 +33,8 @@ def main(rank: int, workers: int, port: str, plan: dict) -> None:
     place = Place(rank, rank, workers, torch.device("cpu"))
     training = TrainingParams(**TRAINING.model_dump() | {"workers": workers, "streams": plan["streams"], "parallel": plan["parallel"]})
     run, told = start(Path(plan["folder"]), plan["name"], Path(plan["scratch"]), notice=NoticeAt(plan["steps"]), training=training, place=place, stage=STAGE.model_copy(update={"evaluate_every": plan["evaluate_every"]}))
+    if plan["unlike"]:
+        run.loader = UnlikePacks(run.loader.config, run.loader.positions)
     run.validation = OnOnePack(run)
     run.loader.skipped = ({"stream": str(rank), "position": 0, "sample": "made/torn", "reason": "torn"},)
     run.loader.pause_s = plan["pause_s"]
