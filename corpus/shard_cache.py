@@ -3,7 +3,7 @@
 A shard is kept in Arrow's own format, uncompressed: a row is read where it lies, without decoding the row group around it,
 so that reading in shuffled order costs no more than reading in order. Any number of processes may share the folder: who
 has a shard open holds a shared lock on its file, and nobody gives it up meanwhile. Where no room can be made, or the disk
-is full, a shard is read from memory.
+is full, shards and indexes are read from memory.
 """
 
 import errno
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from corpus.shards import content_name, content_of
 from infra.outage import patiently
-from infra.records import replacing, write_atomic
+from infra.records import NO_ROOM, replacing, write_atomic
 from infra.store import MissingObject, ObjectStore
 
 KEPT = ".arrow"
@@ -68,7 +68,8 @@ class ShardCache:
         held = path.read_bytes() if path.exists() else b""
         if not _is_whole(file, held):
             held = self._fetch(file, self.outage_minutes)
-            write_atomic(path, held)
+            with _if_there_is_room():
+                write_atomic(path, held)
         return held
 
     def row(self, file: dict, number: int) -> dict:
@@ -117,7 +118,8 @@ class ShardCache:
             if there := self._mapped(file):
                 return there
             parquet = self._fetch(file, self.outage_minutes)
-            return (self._keep(file, parquet) and self._mapped(file)) or _in_memory(parquet)
+            self._keep(file, parquet)
+            return self._mapped(file) or _in_memory(parquet)
 
     def _mapped(self, file: dict) -> "_Shard | None":
         """The shard as it lies in the folder, locked; None if it does not."""
@@ -156,21 +158,15 @@ class ShardCache:
         with _locked(self.folder / "locks" / file["md5"]):
             yield
 
-    def _keep(self, file: dict, parquet: bytes) -> bool:
+    def _keep(self, file: dict, parquet: bytes) -> None:
         """Write a shard into the folder, if room can be made for it."""
         with _locked(self.folder / "locks" / "room"):
             for torn in self.folder.glob(f".*{KEPT}.*"):  # all writing is done under this lock: whoever wrote it was killed
                 torn.unlink()
-            try:
-                with replacing(self._place(file)) as beside:
-                    with pa.OSFile(str(beside), "wb") as sink:
-                        _write_arrow(parquet, sink)
-                    self._make_room(beside.stat().st_size)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                return False
-            return True
+            with _if_there_is_room(), replacing(self._place(file)) as beside:
+                with pa.OSFile(str(beside), "wb") as sink:
+                    _write_arrow(parquet, sink)
+                self._make_room(beside.stat().st_size)
 
     def _make_room(self, size: int) -> None:
         """Raises OSError (ENOSPC) where the limit leaves none."""
@@ -258,6 +254,16 @@ def _unlink_unread(path: Path) -> bool:
         return True
     except BlockingIOError:
         return False
+
+
+@contextmanager
+def _if_there_is_room() -> Iterator[None]:
+    """What finds no room on the disk is not kept: it is in memory already."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from infra.records import naming
+
 
 @contextmanager
 def passing(folder: Path) -> Iterator[Path]:
@@ -21,12 +23,17 @@ def passing(folder: Path) -> Iterator[Path]:
 
 
 def brought(target: Path, fill: Callable[[Path], object], whole: Callable[[Path], bool] = Path.exists) -> Path:
-    """`target`; where it is not there, or not `whole` any more, `fill` makes it in a folder beside."""
+    """`target`; where it is not there, or not `whole` any more, `fill` makes it in a folder beside.
+
+    Raises:
+        OSError: the disk is full, say; it names the target.
+    """
     if target.exists() and whole(target):
         return target
     with passing(target.parent / f".{target.name}") as beside:
         if not (target.exists() and whole(target)):
-            fill(beside)
+            with naming(target):
+                fill(beside)
             if target.exists():
                 shutil.rmtree(target)
             _place(beside, target)

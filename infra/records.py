@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # The disk is full, or what a user may write on it is, or as long as one file may be.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def canonical(obj: object) -> bytes:
@@ -41,18 +41,28 @@ def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """An empty file beside the target to write into; it takes the target's place in the end, or goes if that is not reached.
 
     Raises:
-        OSError: the disk is full, say; it names the target, as Python names no file that it could open but not write.
+        OSError: the disk is full, say; it names the target.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        yield Path(name)
-        os.chmod(name, mode)
-        os.replace(name, path)
-    except BaseException as error:
+        with naming(path):
+            yield Path(name)
+            os.chmod(name, mode)
+            os.replace(name, path)
+    except BaseException:
         os.unlink(name)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM and not error.filename:
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError of a disk without room names the path: Python names no file that it could open but not write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM and not error.filename:
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 

@@ -1,8 +1,9 @@
-"""An object store that can be cut off: the real one behind a port that this closes and opens again."""
+"""An object store that can be cut off: the real one behind a port that this closes and opens again. And a disk that is full."""
 
+import resource
 import socket
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from infra.settings import Settings
 from infra.store import ObjectStore
@@ -48,3 +49,14 @@ def _forward(one: socket.socket, other: socket.socket) -> None:
         while data := one.recv(65536):
             other.sendall(data)
         other.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def files_at_most(size: int):
+    """No file may grow beyond `size`: the system refuses the write, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -24,7 +24,7 @@ from ray_jobs.place import alone
 from ray_jobs.plans import Planner
 from ray_jobs.validation import PACKS, Validation
 from tests.ray_jobs.made_release import picture, publish, sample, torn
-from tests.ray_jobs.outage import Wire
+from tests.ray_jobs.outage import Wire, files_at_most
 
 STREAMS = 6
 STAGE = StageParams(name="mixed", steps=10, learning_rate=1e-3, tokens_per_pack=256, lookahead=8, mixture={"understanding": 3, "generation": 1})
@@ -325,6 +325,14 @@ def test_the_cache_keeps_within_its_bound(record, model, tmp_path):
     watcher.join()
     assert found == seen(taken(begin(record, tmp_path / "whole", model), 8))
     assert 0 < most <= bound
+
+
+def test_on_a_full_disk_a_release_is_read_from_memory(record, model, tmp_path):
+    """Indexes and shards alike: neither can be written."""
+    with files_at_most(100):
+        found = seen(taken(begin(record, tmp_path / "full", model), 4))
+    assert found == seen(taken(begin(record, tmp_path / "empty", model), 4))
+    assert not [path for path in (tmp_path / "full").iterdir() if path.is_file() and path.stat().st_size > 100]
 
 
 def test_a_shard_that_finds_no_room_is_not_fetched_ahead_again_with_every_draw(s3, tmp_path):

@@ -1,11 +1,9 @@
 """What a stage survives: each fault is caused, and what goes on is compared with the undisturbed run."""
 
 import json
-import resource
 import shutil
 import threading
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -36,7 +34,7 @@ from ray_jobs.stage_export import export_average
 from ray_jobs.train import CannotGoOn, forget_run, take_up, train, work_on
 from ray_jobs.watchdog import Watchdog
 from tests.ray_jobs.made_release import publish, sample
-from tests.ray_jobs.outage import Wire
+from tests.ray_jobs.outage import Wire, files_at_most
 from tests.ray_jobs.training_runs import BAD, STAGE, TRAINING, MadePacks, NoticeAt, learned, same, start
 
 
@@ -179,6 +177,15 @@ def test_what_a_stage_begins_with_is_fetched_anew_where_it_was_cut(tiny, s3):
     record = publish_folder(tiny, "cut")
     with open(fetch_folder(record) / "ema.safetensors", "r+b") as file:
         file.truncate(5000)
+    assert (fetch_folder(record) / "ema.safetensors").read_bytes() == (tiny / "ema.safetensors").read_bytes()
+
+
+def test_without_room_for_what_a_stage_begins_with_the_folder_is_told(tiny, s3):
+    """And once there is room, it is fetched as if nothing had been."""
+    record = publish_folder(tiny, "roomless")
+    shutil.rmtree(fetch_folder(record))
+    with files_at_most(2**14), pytest.raises(OSError, match=f"too large: '.*/stages/{record['content_hash']}'"):
+        fetch_folder(record)
     assert (fetch_folder(record) / "ema.safetensors").read_bytes() == (tiny / "ema.safetensors").read_bytes()
 
 
@@ -488,17 +495,6 @@ def test_losses_are_judged_beside_those_of_their_kind():
     assert watchdog.is_good({"ce": 0.05, "mse": 2.0}, 1.0, params)
     assert not watchdog.is_good({"ce": 0.6, "mse": 2.0}, 1.0, params)
     assert not watchdog.is_good({"mse": BAD}, 1.0, params) and watchdog.bad == 2
-
-
-@contextmanager
-def files_at_most(size: int):
-    """No file may grow beyond `size`: the system refuses the write, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_costs_a_checkpoint_not_the_run(tiny, undisturbed, tmp_path):
