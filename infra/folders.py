@@ -12,28 +12,28 @@ from infra.records import naming
 
 @contextmanager
 def passing(folder: Path) -> Iterator[Path]:
-    """The folder, empty, for as long as it is needed, by one process of the machine while others wait. It has a name of its own, by which it is found again."""
+    """The folder, empty, for as long as it is needed, by one process of the machine while others wait. It has a name of its own, by which it is found again.
+
+    Raises:
+        OSError: the disk is full, say; it names the folder.
+    """
     with _alone(folder):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
-            yield folder
+            with naming(folder):
+                yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def brought(target: Path, fill: Callable[[Path], object], whole: Callable[[Path], bool] = Path.exists) -> Path:
-    """`target`; where it is not there, or not `whole` any more, `fill` makes it in a folder beside.
-
-    Raises:
-        OSError: the disk is full, say; it names the target.
-    """
+    """`target`; where it is not there, or not `whole` any more, `fill` makes it in a folder beside."""
     if target.exists() and whole(target):
         return target
     with passing(target.parent / f".{target.name}") as beside:
         if not (target.exists() and whole(target)):
-            with naming(target):
-                fill(beside)
+            fill(beside)
             if target.exists():
                 shutil.rmtree(target)
             _place(beside, target)

@@ -184,7 +184,7 @@ def test_without_room_for_what_a_stage_begins_with_the_folder_is_told(tiny, s3):
     """And once there is room, it is fetched as if nothing had been."""
     record = publish_folder(tiny, "roomless")
     shutil.rmtree(fetch_folder(record))
-    with files_at_most(2**14), pytest.raises(OSError, match=f"too large: '.*/stages/{record['content_hash']}'"):
+    with files_at_most(2**14), pytest.raises(OSError, match=f"too large: '.*/cache/stages/.{record['content_hash']}'"):
         fetch_folder(record)
     assert (fetch_folder(record) / "ema.safetensors").read_bytes() == (tiny / "ema.safetensors").read_bytes()
 
@@ -567,6 +567,14 @@ def test_an_export_waits_for_a_silent_store(tiny, s3, tmp_path):
     export_average(tiny, "away", 1, ObjectStore(s3.bucket_models, wire.settings), out, outage_minutes=1)
     wire.cut()
     assert torch.equal(load_file(out / "ema.safetensors")["language_model.model.norm.weight"], learned(run)["average/language_model.model.norm.weight"])
+
+
+def test_without_room_for_an_export_the_folder_is_told(tiny, s3, tmp_path):
+    run, _ = start(tiny, "no-room", tmp_path / "scratch", stage=STAGE.model_copy(update={"steps": 1}))
+    assert run.run() == "finished"
+    (tmp_path / "out").mkdir()
+    with files_at_most(2**14), pytest.raises(OSError, match="too large: '.*/cache/exports/no-room'"):
+        export_average(tiny, "no-room", 1, model_store(), tmp_path / "out")
 
 
 def test_no_earlier_checkpoint_is_published_in_the_stead_of_the_last(tiny, s3, tmp_path):
