@@ -577,6 +577,23 @@ def test_without_room_for_an_export_the_folder_is_told(tiny, s3, tmp_path):
         export_average(tiny, "no-room", 1, model_store(), tmp_path / "out")
 
 
+def test_an_export_in_parts_is_the_one_of_one_file(tiny, s3, tmp_path):
+    run, _ = start(tiny, "in-parts", tmp_path / "scratch", stage=STAGE.model_copy(update={"steps": 1}))
+    assert run.run() == "finished"
+    at_once, in_parts = tmp_path / "one", tmp_path / "parts"
+    for out, most in ((at_once, 2**30), (in_parts, 2**16)):
+        out.mkdir()
+        export_average(tiny, "in-parts", 1, model_store(), out, part_bytes=most)
+    parts = [load_file(path) for path in sorted(in_parts.glob("ema-*.safetensors"))]
+    assert len(parts) > 2 and not (in_parts / "ema.safetensors").exists()
+    assert all(len(part) == 1 or sum(tensor.nbytes for tensor in part.values()) <= 2**16 for part in parts)
+    wanted = load_file(at_once / "ema.safetensors")
+    assert same({key: tensor for part in parts for key, tensor in part.items()}, wanted) and sum(map(len, parts)) == len(wanted)
+    assert same(dict(UniMedVL.from_pretrained(in_parts).state_dict()), dict(UniMedVL.from_pretrained(at_once).state_dict()))
+    record = publish_folder(in_parts, "in-parts")
+    assert {path.name for path in fetch_folder(record).iterdir()} == {path.name for path in in_parts.iterdir()}
+
+
 def test_no_earlier_checkpoint_is_published_in_the_stead_of_the_last(tiny, s3, tmp_path):
     run, _ = start(tiny, "lost-last", tmp_path / "scratch", stage=STAGE.model_copy(update={"steps": 2}), training=TRAINING.model_copy(update={"checkpoint_every": 1}))
     assert run.run() == "finished"
