@@ -70,7 +70,8 @@ class InferenceMixin:
                     logprobs[row].append(score)
                     finished[row] = token == eos
                     ids[row].extend([] if finished[row] else [token])
-            if all(finished):
+            # Processes that share the weights make as many steps, whatever each of them answers.
+            if all(finished) and not self.runs_every_part:
                 break
         return [
             Answer(self.tokenizer.decode(i), p, n, len(p), "stop" if done else "length")

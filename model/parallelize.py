@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from model.checkpoint import TABLES, open_checkpoint, read_rows
@@ -36,7 +36,8 @@ def shard(model: UniMedVL, mesh: DeviceMesh, compute_dtype: torch.dtype | None =
 
     Gradients of all processes are *summed*, not averaged: losses are shares of the step's means
     (`losses.step_loss`). Every part runs for every pack, with nothing in it if need be, so that processes meet
-    in the same collectives whatever their packs hold.
+    in the same collectives whatever their packs hold. So they do when all of them call `chat_batch` or `draw_batch`
+    with as many conversations, whatever each of them answers.
     """
     # Inputs are cast where they enter the network: noise must stay what it was drawn as.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None, cast_forward_inputs=False)
@@ -48,6 +49,9 @@ def shard(model: UniMedVL, mesh: DeviceMesh, compute_dtype: torch.dtype | None =
         unit.set_gradient_divide_factor(1.0)
         unit.set_force_sum_reduction_for_comms(True)
     model.runs_every_part = True
+    # What the root holds is gathered for these as for its forward pass.
+    for method in ("chat_batch", "draw_batch"):
+        register_fsdp_forward_method(model, method)
     return model
 
 

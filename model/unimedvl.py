@@ -59,7 +59,7 @@ class UniMedVL(InferenceMixin, nn.Module):
         self.latent_pos_embed = _PositionTable(config.max_latent_size, width)
         self.vae = AutoEncoder(config.vae).requires_grad_(False)
         self.tokenizer = None
-        self.runs_every_part = False  # also parts that a pack has no token for: `parallelize.shard` needs it
+        self.runs_every_part = False  # also parts that a pack has no token for, and steps after an answer's end: `parallelize.shard` needs it
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> "UniMedVL":

@@ -18,6 +18,8 @@ from ray_jobs.modality_probe import Probe, fit
 
 # Drawings are judged against pictures of people and tissue where there are enough of them.
 PHANTOMS = "unimed-mini"
+# (sample, turn) of each source.
+Questions = dict[str, list[tuple[Sample, int]]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Drawings:
     probe: Probe | None = None
 
 
-def questions(reader: ReleaseReader, split: str, limit: int) -> dict[str, list[tuple[Sample, int]]]:
-    """(sample, turn) of each source, at most `limit` a source, spread evenly."""
+def questions(reader: ReleaseReader, split: str, limit: int) -> Questions:
+    """At most `limit` questions a source, spread evenly."""
     found: dict[str, list] = defaultdict(list)
     for position in reader.select(split, "understanding"):
         sample = reader.load(position)
@@ -49,9 +51,14 @@ def questions(reader: ReleaseReader, split: str, limit: int) -> dict[str, list[t
     return {source: evenly(asked, limit) for source, asked in sorted(found.items())}
 
 
-def vqa(model: UniMedVL, reader: ReleaseReader, params: EvaluationParams, split: str = "test") -> Iterator[Item]:
+def vqa(model: UniMedVL, reader: ReleaseReader, params: EvaluationParams) -> Iterator[Item]:
+    """The test split's questions, answered."""
+    return answered(model, questions(reader, "test", params.max_questions), params)
+
+
+def answered(model: UniMedVL, asked_by_source: Questions, params: EvaluationParams) -> Iterator[Item]:
     """Each question alone, greedy, scored by exact match (lower case, no punctuation or articles)."""
-    for source, asked in questions(reader, split, params.max_questions).items():
+    for source, asked in asked_by_source.items():
         for start in range(0, len(asked), params.batch):
             chunk = asked[start : start + params.batch]
             conversations = [[sample.images[0].open(), sample.turns[turn].question] for sample, turn in chunk]

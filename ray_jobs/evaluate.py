@@ -65,10 +65,10 @@ def evaluate(inputs: dict) -> dict:
     return {"report_key": f"{prefix}/report.json", "report": report}
 
 
-def quick_scores(model: UniMedVL, reader: ReleaseReader, split: str) -> dict[str, float]:
-    """Accuracy by source on a few validation questions: how a stage is doing."""
-    few = EvaluationParams(max_questions=48)
-    return {entry["name"]: entry["score"] for entry in summarise(benchmarks.vqa(model, reader, few, split), few.min_slice)}
+def quick_scores(model: UniMedVL, asked: benchmarks.Questions) -> dict[str, float]:
+    """Accuracy by source on a few questions: how a stage is doing."""
+    usual = EvaluationParams()
+    return {entry["name"]: entry["score"] for entry in summarise(benchmarks.answered(model, asked, usual), usual.min_slice)}
 
 
 def summarise(items: Iterable[Item], min_slice: int) -> list[dict]:

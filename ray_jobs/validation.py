@@ -8,18 +8,20 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from corpus.reader import ReleaseReader
+from corpus.sample import Sample
 from model.curriculum import Dropout, StageParams
 from model.losses import TokenCounts, count
 from model.packing import PackedSequence
 from model.unimedvl import UniMedVL
-from ray_jobs.benchmarks import evenly
+from ray_jobs.benchmarks import Questions, evenly, questions
 from ray_jobs.loader import Loader
 from ray_jobs.mixture import validated
-from ray_jobs.place import Place
+from ray_jobs.place import Place, from_first
 from ray_jobs.plans import Planner
 from ray_jobs.step import Stepper
 
 PACKS = 4  # of each stream
+QUESTIONS = 48  # of each source
 DRAWINGS = 4
 
 
@@ -50,26 +52,31 @@ class Validation:
     def look(self, stepper: Stepper) -> tuple[dict[str, float], bytes | None]:
         """Accuracy by source on a few validation questions, and a sheet of drawings beside the real pictures.
 
-        By the first worker alone; not while the network is sharded, as each of its steps needs all workers.
+        By the first worker alone; while the network is sharded by all of them, as each of its steps needs all, on what the first has read.
         """
-        if self.sharded or not self.place.first:
+        if not (self.sharded or self.place.first):
             return {}, None
         from ray_jobs.evaluate import quick_scores
 
+        asked, wanted = from_first(self._looked_at() if self.place.first else None, self.place.workers if self.sharded else 1)
         with averaged(stepper), torch.no_grad():
             self.model.eval()
             try:
-                return quick_scores(self.model, self.reader, split="val"), self._drawings()
+                return quick_scores(self.model, asked), self._drawings(wanted)
             finally:
                 self.model.train()
+
+    def _looked_at(self) -> tuple[Questions, list[Sample]]:
+        """What is asked, and what is to be drawn."""
+        wanted = evenly(self.reader.select("val", "generation"), DRAWINGS)
+        return questions(self.reader, "val", QUESTIONS), [self.reader.load(i) for i in wanted]
 
     def _sums(self, stepper: Stepper, pack: PackedSequence, name: str) -> Tensor:
         pack = pack.to(self.place.device)
         losses = self.model(pack, stepper.noise_of(pack, f"{self.seed}/{self.stage.name}/{name}").to(self.place.device))
         return torch.stack([losses.ce.sum(), losses.mse.mean(dim=-1).sum()]).cpu()
 
-    def _drawings(self) -> bytes | None:
-        chosen = [self.reader.load(i) for i in evenly(self.reader.select("val", "generation"), DRAWINGS)]
+    def _drawings(self, chosen: list[Sample]) -> bytes | None:
         if not chosen:
             return None
         drawn = self.model.draw_batch([[sample.parts[0].text] for sample in chosen], seeds=list(range(len(chosen))))

@@ -1,8 +1,10 @@
 """FSDP2 over two processes gives what one process gives, and neither holds the whole network."""
 
+import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,8 +12,10 @@ from safetensors.torch import load_file
 from model import UniMedVL
 from model.curriculum import PARTS
 from model.losses import TokenCounts, count
+from model.testing import make_tiny
 from tests.golden.fixture import Golden
 from tests.model.test_golden import FOLDER
+from tests.model.sharded_answers import asked
 from tests.model.uneven_step import SCENARIOS, packs, train
 
 CHECKPOINT = FOLDER / "checkpoint"
@@ -79,3 +83,16 @@ def test_bfloat16_layers_train_near_float32_with_float32_masters(uneven):
     torch.testing.assert_close(found["shares 0"], wanted["shares 0"], rtol=0.02, atol=0.01)
     torch.testing.assert_close(found["norm 0"], wanted["norm 0"], rtol=0.1, atol=0)
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+
+
+def test_processes_that_share_the_network_answer_and_draw_as_one_that_has_it_whole(tmp_path):
+    model = UniMedVL.from_pretrained(make_tiny(tmp_path / "made"))
+    torch.nn.init.normal_(model.llm2vae.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    model.save_pretrained(tmp_path / "drawing")
+    wanted = asked(model)
+    on_two_processes("sharded_answers", tmp_path / "drawing", tmp_path)
+    exact, near = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("float32", "bfloat16"))
+    assert exact["answer"] == wanted["answer"] and len(wanted["logprobs"]) > 3
+    assert np.allclose(exact["logprobs"], wanted["logprobs"], atol=1e-4)
+    assert np.abs(np.array(exact["drawn"]) - wanted["drawn"]).max() <= 1
+    assert np.abs(np.array(near["drawn"]) - wanted["drawn"]).mean() < 4

@@ -1,41 +1,94 @@
-"""Runs on several workers: the same step sharded or not, and checkpoints that any number of workers can read."""
+"""Runs on several workers: the same step sharded or not, checkpoints that any number of workers can read, and workers that are killed."""
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from infra.store import corpus_store, log_store, model_store
 from model.config import ModelConfig
+from ray_jobs.checkpoints import publish_folder
+from ray_jobs.place import alone
+from ray_jobs.runs import read
+from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
+from tests.ray_jobs.made_release import publish, sample
 from tests.ray_jobs.test_stage_run import tiny  # noqa: F401
-from tests.ray_jobs.training_runs import MadePacks, UnlikePacks, learned, same, start
+from tests.ray_jobs.training_runs import STAGE, TRAINING, MadePacks, UnlikePacks, learned, same, start
+from tests.ray_jobs.workers import job
+
+# How the 14B is trained.
+AT_SCALE = {"parallel": "fsdp", "precision": "bfloat16", "activation_checkpointing": True}
 
 
-def train(workers: int, tiny, name: str, out, parallel: str = "ddp", steps: float = 1e9, streams: int = 2, pause_s: float = 0.0, evaluate_every: int | None = None, unlike: bool = False) -> dict:
-    """Run `name` on this many processes; returns its ending with what was learned and which samples were seen."""
-    out.mkdir(exist_ok=True)
-    plan = {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "parallel": parallel, "steps": steps, "streams": streams, "pause_s": pause_s, "evaluate_every": evaluate_every, "unlike": unlike}
+def begin(workers: int, plan: dict) -> list[subprocess.Popen]:
+    """The processes of a run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "tests.ray_jobs.workers"]
-    started = [subprocess.Popen([*command, str(rank), str(workers), port, json.dumps(plan)], env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(workers)]
+    return [subprocess.Popen([*command, str(rank), str(workers), port, json.dumps(plan)], env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(workers)]
+
+
+def end(started: list[subprocess.Popen]) -> None:
+    """Wait for processes that are to end well."""
     said = [process.communicate(timeout=240)[0] for process in started]
     assert all(process.returncode == 0 for process in started), "\n".join(text[-3000:] for text in said)
+
+
+def planned(tiny, name: str, out: Path, steps: float = 1e9, pause_s: float = 0.0, evaluate_every: int | None = None, release: dict | None = None, unlike: bool = False, **training) -> dict:
+    """A run on made-up packs, which is told to stop after so many steps."""
+    out.mkdir(exist_ok=True)
+    return {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "steps": steps, "pause_s": pause_s, "evaluate_every": evaluate_every, "release": release, "unlike": unlike, "training": training}
+
+
+def train(workers: int, tiny, name: str, out: Path, **how) -> dict:
+    """Run `name` on this many processes; returns its ending with what was learned and which samples were seen."""
+    end(begin(workers, planned(tiny, name, out, **how)))
     seen = [entry for rank in range(workers) for entry in json.loads((out / f"seen-{rank}.json").read_text())]
-    order = sorted((e["step"], e["stream"], e["position"], e["sample"]) for e in seen)
-    return json.loads((out / "ending.json").read_text()) | {"learned": load_file(out / "learned.safetensors"), "order": order}
+    return json.loads((out / "ending.json").read_text()) | {"learned": load_file(out / "learned.safetensors"), "order": in_order(seen)}
+
+
+def in_order(seen: list[dict]) -> list[tuple]:
+    return sorted((e["step"], e["stream"], e["position"], e["sample"]) for e in seen)
+
+
+def told_on_the_way(run: str) -> tuple[list[dict], list[np.ndarray]]:
+    """A run's scores and drawings, in order."""
+    known = read(run)
+    return [row["scores"] for row in known.scores], [np.asarray(Image.open(io.BytesIO(log_store().get(key))), dtype=float) for key in known.pictures]
+
+
+@pytest.fixture(scope="module")
+def release(s3) -> dict:
+    """Something to learn from, to ask and to draw."""
+    made = [sample(number + 20 * (split == "val"), task, split=split) for split in ("train", "val") for task in ("understanding", "generation") for number in range(20)]
+    release = publish(made, corpus_store(), tag="corpus/2000-05-05.1")
+    corpus_store().put_json("releases/2000-05-05.1.json", release)
+    return release
 
 
 @pytest.fixture(scope="module")
 def one(tiny, s3, tmp_path_factory):  # noqa: F811
+    """What one worker learned, and the order of its samples."""
     run, told = start(tiny, "one-worker", tmp_path_factory.mktemp("scratch"))
     run.run()
-    return learned(run), sorted((e["step"], e["stream"], e["position"], e["sample"]) for e in told.seen)
+    return learned(run), in_order(told.seen)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, s3, tmp_path_factory):  # noqa: F811
+    """The undisturbed run of two workers."""
+    return train(2, tiny, "two-whole", tmp_path_factory.mktemp("whole"))
 
 
 def close(one: dict, other: dict) -> bool:
@@ -44,14 +97,53 @@ def close(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.allclose(one[name], other[name], atol=1e-3) for name in names)
 
 
-def test_two_workers_stopped_and_resumed_end_with_the_same_bits(tiny, s3, one, tmp_path):  # noqa: F811
-    whole = train(2, tiny, "two-whole", tmp_path / "whole")
-    stopped = train(2, tiny, "two-cut", tmp_path / "cut", steps=7)
+def test_two_workers_stopped_and_resumed_end_with_the_same_bits(tiny, s3, one, whole, tmp_path):  # noqa: F811
+    stopped = train(2, tiny, "two-cut", tmp_path, steps=7)
     assert (stopped["ending"], stopped["step"]) == ("stopped", 7)
-    resumed = train(2, tiny, "two-cut", tmp_path / "cut")
+    resumed = train(2, tiny, "two-cut", tmp_path)
     assert resumed["ending"] == "finished" and same(resumed["learned"], whole["learned"])
-    assert resumed["history"][-1] == whole["history"][-1]
+    assert resumed["history"] == whole["history"]
     assert whole["order"] == one[1] and close(whole["learned"], one[0])
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_its_time(tiny, s3, whole, tmp_path):  # noqa: F811
+    first, second = begin(2, planned(tiny, "one-killed", tmp_path, pause_s=0.3))
+    try:
+        deadline = time.monotonic() + 120
+        while not committed(model_store(), checkpoints_prefix("one-killed")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second.kill()
+        # Ray Train ends the other one; here it meets that nobody answers.
+        first.wait(timeout=60)
+    finally:
+        first.kill()
+    assert [worker.wait() != 0 for worker in (first, second)] == [True, True] and not (tmp_path / "ending.json").exists()
+    again = train(2, tiny, "one-killed", tmp_path)
+    assert again["order"][0][0] in (5, 9) and again["history"] == whole["history"] and same(again["learned"], whole["learned"])
+
+
+@pytest.mark.parametrize("training", [{"parallel": "fsdp"}, AT_SCALE], ids=["float32", "as the 14B"])
+def test_sharded_workers_stopped_and_looked_at_end_with_the_same_bits(tiny, s3, one, release, tmp_path, training):  # noqa: F811
+    """A run that goes on from a checkpoint has just not validated: validating must not change what is learned either."""
+    name = f"sharded-{len(training)}"
+    undisturbed = train(2, tiny, name, tmp_path / "whole", **training)
+    looks = {"evaluate_every": 5, "release": release}
+    stopped = train(2, tiny, f"{name}-cut", tmp_path / "before", steps=7, **looks, **training)
+    assert (stopped["ending"], stopped["step"]) == ("stopped", 7)
+    resumed = train(2, tiny, f"{name}-cut", tmp_path / "after", **looks, **training)
+    assert same(resumed["learned"], undisturbed["learned"]) and resumed["history"] == undisturbed["history"]
+    assert stopped["order"] + resumed["order"] == undisturbed["order"] == one[1]
+
+
+def test_sharded_workers_tell_on_the_way_what_one_worker_tells(tiny, s3, release, tmp_path):  # noqa: F811
+    stage = STAGE.model_dump(mode="json") | {"steps": 6, "mixture": {"understanding": 1, "generation": 1}, "evaluate_every": 3, "tokens_per_pack": 600}
+    inputs = {"release": release["tag"], "start": publish_folder(tiny, "start"), "stage": stage, "training": TRAINING.model_dump(mode="json"), "seed": 5}
+    sharded = inputs | {"training": inputs["training"] | {"workers": 2, "parallel": "fsdp"}}
+    job(alone(), "told-alone", inputs, tmp_path)
+    end(begin(2, {"name": "told-sharded", "inputs": sharded, "scratch": str(tmp_path)}))
+    (scores, sheets), (wanted, shown) = map(told_on_the_way, ("told-sharded", "told-alone"))
+    assert scores == [pytest.approx(row, abs=0.1) for row in wanted] and wanted[-1]["vqa/made"] > 0.1
+    assert len(sheets) == 2 and all(np.abs(one - other).mean() < 0.1 for one, other in zip(sheets, shown, strict=True))
 
 
 def test_a_log_line_is_of_all_workers_however_many_streams_each_has(tiny, s3, tmp_path):  # noqa: F811
@@ -64,26 +156,13 @@ def test_a_log_line_is_of_all_workers_however_many_streams_each_has(tiny, s3, tm
         assert row["real_share"] == pytest.approx(3 / 4) and row["wait"] * working > 2 * 0.3 * 0.9
 
 
-def test_another_number_of_workers_goes_on_with_the_same_samples(tiny, s3, one, tmp_path):  # noqa: F811
-    before = train(2, tiny, "shrunk", tmp_path / "two", steps=5)
-    after = train(1, tiny, "shrunk", tmp_path / "one")
-    assert before["order"] + after["order"] == one[1]
-    assert after["step"] == 12 and close(after["learned"], one[0])
-
-
-def test_sharded_workers_learn_the_same_and_their_shards_fit_one(tiny, s3, one, tmp_path):  # noqa: F811
-    before = train(2, tiny, "sharded", tmp_path / "two", parallel="fsdp", steps=7)
-    assert before["step"] == 7
-    after = train(1, tiny, "sharded", tmp_path / "one")
-    assert before["order"] + after["order"] == one[1]
-    assert close(after["learned"], one[0])
-
-
-def test_validating_sharded_weights_changes_nothing_that_is_learned(tiny, s3, tmp_path):  # noqa: F811
-    """Else a run that goes on from a checkpoint, which has just not validated, would learn something else."""
-    plain = train(2, tiny, "unlooked-at", tmp_path / "plain", parallel="fsdp", steps=4)
-    looked = train(2, tiny, "looked-at", tmp_path / "looked", parallel="fsdp", steps=4, evaluate_every=1)
-    assert same(plain["learned"], looked["learned"]) and plain["history"] == looked["history"]
+def test_any_number_of_workers_sharded_or_not_goes_on_with_the_same_samples(tiny, s3, one, tmp_path):  # noqa: F811
+    """More of them, into sharding, more sharded ones, and out of it with fewer."""
+    order = []
+    for workers, parallel, steps in ((1, "ddp", 3), (2, "ddp", 2), (1, "fsdp", 2), (2, "fsdp", 2), (1, "ddp", 1e9)):
+        part = train(workers, tiny, "reshaped", tmp_path, parallel=parallel, steps=steps)
+        order += part["order"]
+    assert order == one[1] and part["step"] == 12 and close(part["learned"], one[0])
 
 
 def test_a_worker_without_targets_of_a_kind_adds_nothing_to_it(tiny, s3, tmp_path):  # noqa: F811

@@ -9,43 +9,63 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from corpus.reader import ReleaseReader
+from corpus.shard_cache import ShardCache
+from infra.store import corpus_store
 from model.curriculum import TrainingParams
 from ray_jobs.place import Place
+from ray_jobs.run_log import RunLog
+from ray_jobs.train import work_on
 from ray_jobs.validation import Validation
 from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, UnlikePacks, start
 
 
 class OnOnePack(Validation):
-    """Validation on the pack that every stream begins with."""
+    """Validation on the pack that every stream begins with, and on the questions and prompts of a release."""
 
-    def __init__(self, run):
+    def __init__(self, run, release: dict, cache: Path):
         self.model, self.stage, self.place, self.seed, self.sharded = run.stepper.model, run.stage, run.place, 5, run.stepper.sharded
         self.packs = [(name, run.loader._pack(name, 0)) for name in run.loader.positions]
-
-    def look(self, stepper):
-        return {}, None
+        self.reader = ReleaseReader(release, ShardCache(corpus_store(), cache))
 
 
 def main(rank: int, workers: int, port: str, plan: dict) -> None:
-    """One worker: the run `plan["name"]` from `plan["folder"]`, stopped after `plan["steps"]`; rank 0 writes what was learned to `plan["out"]`."""
+    """One worker: of the job `plan["inputs"]` if there is one, else of a run on made-up packs."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": str(rank), "WORLD_SIZE": str(workers)}
     dist.init_process_group("gloo", rank=rank, world_size=workers)
     place = Place(rank, rank, workers, torch.device("cpu"))
-    training = TrainingParams(**TRAINING.model_dump() | {"workers": workers, "streams": plan["streams"], "parallel": plan["parallel"]})
+    if "inputs" in plan:
+        job(place, plan["name"], plan["inputs"], Path(plan["scratch"]))
+    else:
+        made_up(place, plan)
+    dist.destroy_process_group()
+
+
+def job(place: Place, name: str, inputs: dict, scratch: Path) -> None:
+    """A worker's whole part of a job, as under Ray."""
+    log = RunLog(name)
+    if place.first:
+        log.begin(inputs)
+    log.close(work_on(inputs, name, place, log, NoticeAt(), scratch, under_ray=False))
+
+
+def made_up(place: Place, plan: dict) -> None:
+    """The run `plan["name"]` from `plan["folder"]`, stopped after `plan["steps"]`; the first worker writes what was learned to `plan["out"]`."""
+    training = TrainingParams(**TRAINING.model_dump() | {"workers": place.workers} | plan["training"])
     run, told = start(Path(plan["folder"]), plan["name"], Path(plan["scratch"]), notice=NoticeAt(plan["steps"]), training=training, place=place, stage=STAGE.model_copy(update={"evaluate_every": plan["evaluate_every"]}))
     if plan["unlike"]:
         run.loader = UnlikePacks(run.loader.config, run.loader.positions)
-    run.validation = OnOnePack(run)
-    run.loader.skipped = ({"stream": str(rank), "position": 0, "sample": "made/torn", "reason": "torn"},)
+    if plan["release"]:
+        run.validation = OnOnePack(run, plan["release"], Path(plan["scratch"], "cache"))
+    run.loader.skipped = ({"stream": str(place.rank), "position": 0, "sample": "made/torn", "reason": "torn"},)
     run.loader.pause_s = plan["pause_s"]
     ending = run.run()
     run.checkpoints.close()
     tensors = {name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).contiguous().clone() for name, tensor in run.state.tensors().items()}
-    Path(plan["out"], f"seen-{rank}.json").write_text(json.dumps(told.seen))
-    if rank == 0:
+    Path(plan["out"], f"seen-{place.rank}.json").write_text(json.dumps(told.seen))
+    if place.first:
         save_file(tensors, Path(plan["out"]) / "learned.safetensors")
         Path(plan["out"], "ending.json").write_text(json.dumps({"ending": ending, "step": run.progress.step, "history": run.progress.history, "rows": told.rows}))
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
