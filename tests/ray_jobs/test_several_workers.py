@@ -22,7 +22,7 @@ from ray_jobs.place import alone
 from ray_jobs.runs import read
 from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
 from tests.ray_jobs.made_release import publish, sample
-from tests.ray_jobs.test_stage_run import tiny  # noqa: F401
+from tests.ray_jobs.test_stage_run import in_store, tiny  # noqa: F401
 from tests.ray_jobs.training_runs import STAGE, TRAINING, MadePacks, UnlikePacks, learned, same, start
 from tests.ray_jobs.workers import job
 
@@ -45,10 +45,10 @@ def end(started: list[subprocess.Popen]) -> None:
     assert all(process.returncode == 0 for process in started), "\n".join(text[-3000:] for text in said)
 
 
-def planned(tiny, name: str, out: Path, steps: float = 1e9, pause_s: float = 0.0, evaluate_every: int | None = None, release: dict | None = None, unlike: bool = False, **training) -> dict:
+def planned(tiny, name: str, out: Path, steps: float = 1e9, pause_s: float = 0.0, evaluate_every: int | None = None, release: dict | None = None, unlike: bool = False, full: int | None = None, **training) -> dict:
     """A run on made-up packs, which is told to stop after so many steps."""
     out.mkdir(exist_ok=True)
-    return {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "steps": steps, "pause_s": pause_s, "evaluate_every": evaluate_every, "release": release, "unlike": unlike, "training": training}
+    return {"name": name, "folder": str(tiny), "scratch": str(out / "scratch"), "out": str(out), "steps": steps, "pause_s": pause_s, "evaluate_every": evaluate_every, "release": release, "unlike": unlike, "full": full, "training": training}
 
 
 def train(workers: int, tiny, name: str, out: Path, **how) -> dict:
@@ -175,3 +175,11 @@ def test_a_worker_without_targets_of_a_kind_adds_nothing_to_it(tiny, s3, tmp_pat
     for kind in ("ce", "mse"):
         assert [line[kind] for line in both["history"]] == pytest.approx([line[kind] for line in wanted], rel=1e-3)
     assert close(both["learned"], learned(whole))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_workers_full_disk_costs_all_a_checkpoint_and_no_step(tiny, s3, one, tmp_path, rank):  # noqa: F811
+    """That of step 8 is left out, and the run ends as ever."""
+    told = train(2, tiny, f"full-{rank}", tmp_path, full=rank)
+    assert told["ending"] == "finished" and told["kinds"].count("checkpoint-failed") == 1 and told["order"] == one[1] and close(told["learned"], one[0])
+    assert [name.split("-")[0] for name in in_store(f"full-{rank}")] == ["00000012", "00000004"]

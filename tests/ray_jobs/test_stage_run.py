@@ -105,7 +105,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(tiny, undistur
     second, told = start(tiny, "damaged", tmp_path)
     assert second.run() == "finished" and told.kinds()[:2] == ["corrupt-checkpoint", "resumed"]
     assert told.events[0][0] == 9 and key in told.events[0][2] and told.events[1][0] == 8
-    assert same(learned(second), undisturbed[0])
+    assert same(learned(second), undisturbed[0]) and second.progress.history == undisturbed[1]
 
 
 def kept_by(run: str, folder, keep: int = 2) -> tuple[StageCheckpoints, list[str]]:
@@ -503,7 +503,7 @@ def test_a_full_disk_costs_a_checkpoint_not_the_run(tiny, undisturbed, tmp_path)
         first.run()
     assert set(told.kinds()) == {"checkpoint-failed"} and not in_store("full")
     second, _ = start(tiny, "full", tmp_path)
-    assert second.run() == "finished" and same(learned(second), undisturbed[0])
+    assert second.run() == "finished" and same(learned(second), undisturbed[0]) and second.progress.history == undisturbed[1]
 
 
 def test_a_disk_without_room_for_a_folder_costs_a_checkpoint(s3, tmp_path):

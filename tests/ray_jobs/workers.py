@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from ray_jobs.place import Place
 from ray_jobs.run_log import RunLog
 from ray_jobs.train import work_on
 from ray_jobs.validation import Validation
+from tests.ray_jobs.outage import files_at_most
 from tests.ray_jobs.training_runs import STAGE, TRAINING, NoticeAt, UnlikePacks, start
 
 
@@ -27,6 +29,18 @@ class OnOnePack(Validation):
         self.model, self.stage, self.place, self.seed, self.sharded = run.stepper.model, run.stage, run.place, 5, run.stepper.sharded
         self.packs = [(name, run.loader._pack(name, 0)) for name in run.loader.positions]
         self.reader = ReleaseReader(release, ShardCache(corpus_store(), cache))
+
+
+def fill_disk(run, step: int) -> None:
+    """This worker's disk has no room while the checkpoint of this step is written."""
+    save = run.checkpoints.save
+
+    def at_a_full_disk(at: int, *rest) -> None:
+        with files_at_most(2**14) if at == step else nullcontext():
+            save(at, *rest)
+            run.checkpoints.wait()
+
+    run.checkpoints.save = at_a_full_disk
 
 
 def main(rank: int, workers: int, port: str, plan: dict) -> None:
@@ -55,6 +69,8 @@ def made_up(place: Place, plan: dict) -> None:
     run, told = start(Path(plan["folder"]), plan["name"], Path(plan["scratch"]), notice=NoticeAt(plan["steps"]), training=training, place=place, stage=STAGE.model_copy(update={"evaluate_every": plan["evaluate_every"]}))
     if plan["unlike"]:
         run.loader = UnlikePacks(run.loader.config, run.loader.positions)
+    if plan["full"] == place.rank:
+        fill_disk(run, step=8)
     if plan["release"]:
         run.validation = OnOnePack(run, plan["release"], Path(plan["scratch"], "cache"))
     run.loader.skipped = ({"stream": str(place.rank), "position": 0, "sample": "made/torn", "reason": "torn"},)
@@ -65,7 +81,7 @@ def made_up(place: Place, plan: dict) -> None:
     Path(plan["out"], f"seen-{place.rank}.json").write_text(json.dumps(told.seen))
     if place.first:
         save_file(tensors, Path(plan["out"]) / "learned.safetensors")
-        Path(plan["out"], "ending.json").write_text(json.dumps({"ending": ending, "step": run.progress.step, "history": run.progress.history, "rows": told.rows}))
+        Path(plan["out"], "ending.json").write_text(json.dumps({"ending": ending, "step": run.progress.step, "history": run.progress.history, "rows": told.rows, "kinds": told.kinds()}))
 
 
 if __name__ == "__main__":
