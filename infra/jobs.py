@@ -260,6 +260,8 @@ def entrypoint(step: Callable[[dict], dict], afterwards: Callable[[dict], object
         _run(step, arguments.job, arguments.inputs, afterwards)
     except JobCancelled as notice:
         print(notice, flush=True)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what it has saved", flush=True)
     except (ValueError, OSError, MissingObject) as error:
         if arguments.job:
             raise

@@ -132,9 +132,7 @@ def _fit(inputs: dict, run: str) -> None:
 
     from ray_jobs.notice import Bell
 
-    if not ray.is_initialized():
-        # In a job Ray tells which; of several on one machine it would take any.
-        ray.init(address=os.environ.get("RAY_ADDRESS") or get_settings().ray_address, log_to_driver=True)
+    _connect()
     bell = ray.remote(num_cpus=0)(Bell).remote()
 
     def ring(number, frame) -> None:
@@ -152,6 +150,19 @@ def _fit(inputs: dict, run: str) -> None:
     finally:
         # There are no workers to be told any more.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _connect() -> None:
+    import ray
+
+    if ray.is_initialized():
+        return
+    try:
+        # In a job Ray tells which; of several on one machine it would take any.
+        ray.init(address=os.environ.get("RAY_ADDRESS") or get_settings().ray_address, log_to_driver=True)
+    except SystemExit:
+        # What Ray makes of SIGTERM from here on.
+        raise KeyboardInterrupt from None
 
 
 def _trainer(inputs: dict, run: str, bell, folder: Path):
@@ -315,4 +326,8 @@ def starting_network(folder: Path, training: TrainingParams, place):
 
 
 if __name__ == "__main__":
+    # Told to end, it ends well at any time, also where there are no workers yet, or no more.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     entrypoint(train, forget_run)
+    # Ray's farewell ends by itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

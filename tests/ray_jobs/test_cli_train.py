@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +14,18 @@ import pytest
 from PIL import Image
 
 from infra.jobs import JobCancelled, JobSpec, run_job
-from infra.store import corpus_store
+from infra.registry import content_hash
+from infra.store import corpus_store, model_store
+from model.testing import make_tiny
+from ray_jobs.checkpoints import publish_folder
+from ray_jobs.place import alone
 from ray_jobs.run_log import RunLog
+from ray_jobs.stage_checkpoints import checkpoints_prefix, committed
+from ray_jobs.stage_export import export_average
+from ray_jobs.train import work_on
 from tests.ray_jobs.made_release import publish, sample
 from tests.ray_jobs.test_run_log import ABOUT, keys, row
-from tests.ray_jobs.training_runs import STAGE
+from tests.ray_jobs.training_runs import STAGE, NoticeAt
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,47 @@ def test_a_stage_alone_finds_the_cluster_of_its_settings(stack, tmp_path):
         run.send_signal(signal.SIGTERM)
         said += run.stdout
     assert run.returncode == 0 and "lone-alone was stopped while it waited" in said[-1], "".join(said)
+
+
+def test_a_stage_alone_that_is_told_to_end_saves_its_step_and_goes_on_to_the_weights_of_an_undisturbed_run(stack, tmp_path):
+    """The undisturbed run knows nothing of Ray."""
+    release = publish([sample(number) for number in range(8)], corpus_store(), tag="corpus/2000-05-05.1")
+    corpus_store().put_json("releases/2000-05-05.1.json", release)
+    start = make_tiny(tmp_path / "tiny")
+    stage = STAGE.model_dump(mode="json") | {"name": "told", "steps": 200, "tokens_per_pack": 256}
+    training = {"workers": 1, "streams": 1, "threads_per_worker": 1, "checkpoint_every": 1000, "log_every": 5}
+    inputs = {"release": release["tag"], "stage": stage, "start": publish_folder(start, "start"), "training": training, "seed": 5}
+    assert work_on(inputs, "undisturbed", alone(), RunLog("undisturbed"), NoticeAt(), tmp_path / "scratch", under_ray=False) == "finished"
+    (tmp_path / "undisturbed").mkdir()
+    export_average(start, "undisturbed", 200, model_store(), tmp_path / "undisturbed")
+
+    (tmp_path / "stage.json").write_text(json.dumps(inputs))
+    command = [sys.executable, "-m", "ray_jobs.train", "--inputs", str(tmp_path / "stage.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        said = list(takewhile(lambda line: "told step " not in line, run.stdout))
+        run.send_signal(signal.SIGTERM)
+        said += run.stdout
+    saved = committed(model_store(), checkpoints_prefix("told-alone"))
+    assert run.returncode == 0 and len(saved) == 1 and "Traceback" not in "".join(said), "".join(said)
+    assert any(f"told-alone stopped at step {int(saved[0].split('-')[0])} and saved it" in line for line in said), "".join(said)
+
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=120)
+    result = json.loads(done.stdout[done.stdout.index("\n{\n") :])
+    assert "resumed at step" in done.stdout and result["steps"] == 200
+    assert result["content_hash"] == content_hash(tmp_path / "undisturbed")
+    assert result["history"] == model_store().get_json("runs/undisturbed/ending.json")["history"]
+
+
+def test_a_stage_alone_that_is_told_to_end_while_it_waits_for_the_store_ends_at_once(tmp_path):
+    """As at any time before it has workers, or when it has none any more."""
+    (tmp_path / "stage.json").write_text(json.dumps({"release": "corpus/1999-01-01.1", "stage": STAGE.model_dump(mode="json"), "start": {}, "training": {}, "seed": 5}))
+    command = [sys.executable, "-m", "ray_jobs.train", "--inputs", str(tmp_path / "stage.json")]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        shell = os.environ | {"UNIMED_S3_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        with subprocess.Popen(command, env=shell, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run, silent.accept()[0]:
+            run.send_signal(signal.SIGTERM)
+            said = run.communicate(timeout=60)[0]
+    assert run.returncode == 0 and said.startswith("stopped; the same command goes on"), said
 
 
 @pytest.mark.parametrize(
