@@ -18,12 +18,12 @@ def unimed(*arguments: str, code: int = 0) -> dict | str:
     return json.loads(done.stdout) if "--json" in arguments and not code else done.stdout + done.stderr
 
 
-def fill(folder, numbers) -> None:
+def fill(folder, numbers, source: str = "clinic") -> None:
     lines = []
     for n in numbers:
         coarse = np.random.default_rng(n).integers(0, 255, (8, 8), dtype=np.uint8)
         Image.fromarray(coarse).resize((72, 72), Image.Resampling.BICUBIC).save(folder / f"{n}.png")
-        known = {"modality": "CT", "license": "CC0-1.0", "source": "clinic", "caption": f"CT image number {n}."}
+        known = {"modality": "CT", "license": "CC0-1.0", "source": source, "caption": f"CT image number {n}."}
         lines.append(json.dumps({"id": f"r{n}", "image": f"{n}.png", "patient": f"Roe^Jane {n // 2}", **known}))
     (folder / "records.jsonl").write_text("\n".join(lines))
 
