@@ -1,13 +1,17 @@
 """A stage that is disturbed: its worker, its job, its cluster are killed, the store goes away, its node is drained, somebody stops it."""
 
 import json
+import os
+import shutil
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from infra.jobs import JobCancelled, JobFailed, JobSpec, run_job, stop_job
 from infra.stack import BIN, RAY_CPUS
@@ -59,10 +63,10 @@ class Running(threading.Thread):
 
     def until_committed(self, step: int) -> None:
         """Wait for a checkpoint of at least this step."""
-        prefix, end = checkpoints_prefix(self.spec.submission_id), time.monotonic() + 120
+        end = time.monotonic() + 120
         while time.monotonic() < end and self.is_alive():
             try:
-                if any(int(name.split("-")[0]) >= step for name in committed(model_store(), prefix)):
+                if newest(self.spec.submission_id) >= step:
                     return
             except StoreUnavailable:
                 pass
@@ -82,8 +86,8 @@ class Running(threading.Thread):
         return self.outcome
 
 
-def newest(spec: JobSpec) -> int:
-    return max(int(name.split("-")[0]) for name in committed(model_store(), checkpoints_prefix(spec.submission_id)))
+def newest(run: str) -> int:
+    return max((int(name.split("-")[0]) for name in committed(model_store(), checkpoints_prefix(run))), default=0)
 
 
 def processes(words: str) -> list[psutil.Process]:
@@ -160,7 +164,7 @@ def test_a_run_that_was_stopped_and_lost_its_cluster_ends_with_the_same_weights(
     running.until_committed(10)
     assert stop_job(spec.submission_id)
     assert isinstance(running.ended(), JobCancelled)
-    left = newest(spec)
+    left = newest(spec.submission_id)
     assert any(f"stopped at step {left} and saved it" in line for line in running.lines), running.lines[-5:]
 
     running = Running(spec)
@@ -184,16 +188,11 @@ class Node:
         before = self._all()
         limits = ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000", "--dashboard-agent-listen-port=0"]
         command = [BIN / "ray", "start", f"--address={stack.settings.ray_address}", "--node-ip-address=127.0.0.1", "--block", *limits]
-        self.process = psutil.Popen(command, env=stack._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = stack._environment() | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S)}
+        self.process = psutil.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 60
-        while not (new := self._all() - before):
+        while self._all() <= before:
             assert time.monotonic() < end, "the node did not come up"
-        (self.id,) = new
-
-    def drain(self, seconds: int) -> None:
-        """What a cloud does before it takes a node back."""
-        about = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", f"--deadline-remaining-seconds={seconds}"]
-        _ray(self.stack, "drain-node", f"--node-id={self.id}", f"--address={self.stack.settings.ray_address}", *about)
 
     def _all(self) -> set[str]:
         nodes = json.loads(_ray(self.stack, "list", "nodes", "--format=json", "--filter=state=ALIVE", f"--address={self.stack.settings.ray_dashboard_url}"))
@@ -209,25 +208,62 @@ def full(stack):
 
 
 @pytest.mark.timeout(600, func_only=True)
-def test_a_drained_node_costs_no_saved_step(inputs, stack, full):
+def test_a_node_that_is_told_to_end_costs_no_saved_step(inputs, stack, full):
     changed = {"stage": inputs["stage"] | {"steps": 200, "evaluate_every": None}, "training": inputs["training"] | {"checkpoint_every": 10_000, "log_every": 5}}
-    spec = JobSpec("drained", "ray_jobs.train", inputs | changed)
+    spec, undisturbed = JobSpec("drained", "ray_jobs.train", inputs | changed), JobSpec("undrained", "ray_jobs.train", inputs | changed)
     nodes = []
     try:
         nodes.append(Node(stack))
         running = Running(spec)
         running.until_told("step 5/200")
         nodes.append(Node(stack))
-        nodes[0].drain(DRAIN_S)
-        deadline = time.monotonic() + DRAIN_S
+        # As Kubernetes does with a pod that it evicts: Ray drains the node, and then ends it.
+        nodes[0].process.terminate()
         running.until_committed(1)
-        saved = newest(spec)
-        time.sleep(max(0.0, deadline - time.monotonic()))
-        kill_tree(nodes[0].process)
+        saved = newest(spec.submission_id)
         result = running.ended()
         assert not isinstance(result, Exception), result
-        assert result["steps"] == 200
         assert [event["step"] for event in runs.read(result["run"]).events if event["kind"] == "resumed"] == [saved]
+        expected = run_job(undisturbed, on_log=lambda line: None).result
+        assert (result["steps"], result["content_hash"], result["history"]) == (200, expected["content_hash"], expected["history"])
     finally:
         for node in nodes:
             kill_tree(node.process)
+
+
+@pytest.fixture
+def two_nodes(stack, monkeypatch):
+    """A cluster whose head takes no workers, and two nodes with room for one each; of a node that is silent it knows in seconds."""
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    limits = {"num_gpus": 0, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **limits})
+    left = cluster.head_node.get_session_dir_path()
+    yield cluster, [cluster.add_node(num_cpus=1, **limits) for _ in range(2)]
+    cluster.shutdown()
+    shutil.rmtree(left)
+
+
+@pytest.mark.timeout(600, func_only=True)
+def test_a_node_that_is_lost_costs_an_elastic_run_a_worker_and_no_sample(foundation, inputs, two_nodes, tmp_path):
+    """It counts as there for a while after it has died."""
+    cluster, nodes = two_nodes
+    run = f"{inputs['stage']['name']}-alone"
+    (tmp_path / "stage.json").write_text(json.dumps(inputs | {"training": inputs["training"] | {"workers": 2, "min_workers": 1}}))
+    command = [sys.executable, "-m", "ray_jobs.train", "--inputs", str(tmp_path / "stage.json")]
+    with subprocess.Popen(command, env=os.environ | {"RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}, stdout=subprocess.DEVNULL) as running:
+        try:
+            while newest(run) < 10:
+                assert running.poll() is None
+                time.sleep(0.1)
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            assert running.wait(timeout=240) == 0
+        finally:
+            running.kill()
+    assert [(event["kind"], event["detail"]) for event in runs.read(run).events] == [("resumed", "on 1 workers")]
+    steps = range(1, inputs["stage"]["steps"] + 1)
+    assert [order(run, step) for step in steps] == [order(foundation, step) for step in steps]
+
+
+def order(run: str, step: int) -> list[tuple]:
+    """What a step was made of, whoever read it."""
+    return [(sample["stream"], sample["position"], sample["sample"]) for sample in runs.samples_of(run, step)]
