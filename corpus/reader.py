@@ -99,6 +99,11 @@ class ReleaseReader:
             known[~known] = pc.is_in(now, value_set=then.combine_chunks()).to_numpy()
         return known
 
+    def turns(self) -> np.ndarray:
+        """How many questions each sample asks, int [samples]; no sample is loaded."""
+        asked = _columns(self._release, self.shards, self.cache, ["asked"])["asked"]
+        return pc.list_value_length(asked.combine_chunks()).to_numpy()
+
     def select(self, split: str, task: str) -> list[int]:
         """Positions of a split and task."""
         return self.index.where(split=split, task=task).tolist()

@@ -43,12 +43,12 @@ class Drawings:
 
 
 def questions(reader: ReleaseReader, split: str, limit: int) -> Questions:
-    """At most `limit` questions a source, spread evenly."""
-    found: dict[str, list] = defaultdict(list)
+    """At most `limit` questions a source, spread evenly. No other samples are loaded: a split's pictures may not fit in memory."""
+    found: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    turns = reader.turns()
     for position in reader.select(split, "understanding"):
-        sample = reader.load(position)
-        found[sample.source] += [(sample, turn) for turn in range(len(sample.turns))]
-    return {source: evenly(asked, limit) for source, asked in sorted(found.items())}
+        found[reader.index[position].source] += [(position, turn) for turn in range(turns[position])]
+    return {source: [(reader.load(position), turn) for position, turn in evenly(asked, limit)] for source, asked in sorted(found.items())}
 
 
 def vqa(model: UniMedVL, reader: ReleaseReader, params: EvaluationParams) -> Iterator[Item]:
