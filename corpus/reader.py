@@ -1,6 +1,7 @@
 """Random access to the samples of a release, for training and evaluation."""
 
 import json
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,8 +134,11 @@ def _tables(cache: ShardCache, files: list[dict], removed: dict[str, list[int]],
         # Of who was purged a row is left that says nothing, so that the others keep their places.
         return rows.filter(pc.is_valid(rows.column(0))) if rows.column(0).null_count else rows
 
+    # Workers of one machine that open a release at the same time would in one order each fetch every file.
+    order = random.sample(range(len(files)), len(files))
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
-        return list(pool.map(table, files))
+        found = dict(zip(order, pool.map(lambda number: table(files[number]), order)))
+    return [found[number] for number in range(len(files))]
 
 
 def _name(path: str, suffix: str) -> str:
