@@ -1,4 +1,4 @@
-"""The loader's speed beside others': rows of bench/training.py.
+"""The loader's speed beside others': `python -m bench.loading`, and rows of bench/training.py.
 
 All read the same JPEGs (384 to 512 px, 28 to 48 KB) once, from the same object store, with cold caches and two processes,
 from shards of one size, and decode and resize them alike. Samples are of understanding, one question each, so that no
@@ -14,14 +14,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.contestants import PEERS
-from bench.corpus import make_pictures
-from bench.rows import Row
+from bench.contestants import PEERS, SHARD_BYTES
+from bench.corpus import FEW, make_pictures, with_store
+from bench.rows import Row, report
 
 SOURCE, QUESTION, RANKS = "pictures", "What does this image show?", 2
 SIDES = (384, 448, 512)
+# Pictures of a whole run: starting is a thirtieth of it.
+COUNT = 12_288
 # The loops of this project, by the name of their contestant.
 LOOPS = {"bare": "decode + resize loop in memory", "shortest": "shortest script that also reads from the store"}
+
+
+def measure(quick: bool) -> list[Row]:
+    """The rows alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        count, repeats, corpus = (60, 1, FEW) if quick else (COUNT, 5, {"shards": {"target_bytes": SHARD_BYTES}})
+        return with_store(Path(folder), lambda: loading(Path(folder), count, repeats, peers=not quick), corpus, ("s3", "ray"))
 
 
 def loading(folder: Path, count: int, repeats: int, peers: bool) -> list[Row]:
@@ -122,3 +131,7 @@ def _output(process: subprocess.Popen) -> str:
     if process.returncode:
         raise RuntimeError(complained[-2000:])
     return said.splitlines()[-1] if said else ""
+
+
+if __name__ == "__main__":
+    report(__doc__, measure)

@@ -31,7 +31,7 @@ import torch
 from bench import trainer_slice
 from bench.contestants import SHARD_BYTES
 from bench.corpus import FEW, with_store
-from bench.loading import loading
+from bench.loading import COUNT, loading
 from bench.rows import Row, report
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +45,7 @@ def measure(quick: bool) -> list[Row]:
             small = {"tokens_per_pack": 256}
             return with_store(Path(folder), lambda: [*stages(Path(folder), steps=20, repeats=1, ray=False, stage=small), *loading(Path(folder), 60, 1, peers=False)], FEW)
         shards = {"shards": {"target_bytes": SHARD_BYTES}}  # as everybody's
-        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=200, repeats=3, ray=True, stage={}), *loading(Path(folder), 12_288, 3, peers=True)], shards, ("s3", "ray"))
+        return with_store(Path(folder), lambda: [*stages(Path(folder), steps=200, repeats=3, ray=True, stage={}), *loading(Path(folder), COUNT, 3, peers=True)], shards, ("s3", "ray"))
 
 
 def stages(folder: Path, steps: int, repeats: int, ray: bool, stage: dict) -> list[Row]:
